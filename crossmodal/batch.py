@@ -1,0 +1,63 @@
+"""The nouns that flow along the road: Sample → Batch → Encoded → Terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+#: What the model made of a batch, by "view:field": "image:embed" [B, D], "text:tokens" [B, T, W] …
+Encoded = dict[str, Tensor]
+
+#: Named loss terms, each a scalar tensor [] in fp32; weights are applied by the task, not here.
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with what is said of it, as a source yields it."""
+
+    key: str  # names the sample in reports: a path, a member of a tar, a code point
+    image: bytes  # the encoded file (JPEG, PNG, WebP …), not yet decoded
+    captions: tuple[str, ...] = ()  # every caption of the picture
+    label: int | None = None  # its class, where the source has classes
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """What the data must make for an objective: a picture or a text, and how it is varied.
+
+    ``kind`` is "image" or "text". ``options`` go to the augmentation in ``data/views.py``; None
+    stands for the recipe's own augmentation. Equal specs are made once per sample.
+    """
+
+    kind: str
+    options: tuple[tuple[str, object], ...] | None = None
+
+
+@dataclass
+class Batch:
+    """A (micro-)batch of B pairs on one process."""
+
+    images: dict[str, Tensor]  # view → uint8 [B, 3, H, W], RGB; towers normalise on the device
+    texts: dict[str, Tensor]  # view → int64 token ids [B, T], trimmed to the longest where that is exact
+    rows: Tensor  # int64 [B]: the row's index in the global batch
+    index: Tensor  # int64 [B]: the sample's index in the source
+    broken: tuple[tuple[str, str], ...] = ()  # (key, why) of pictures that did not decode and were replaced
+    pooled: dict[str, Tensor] = field(default_factory=dict)  # view → [B, W]: what a frozen tower made of it before
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        move = lambda x: x.to(device, non_blocking=True)
+        return Batch(
+            {k: move(v) for k, v in self.images.items()},
+            {k: move(v) for k, v in self.texts.items()},
+            move(self.rows),
+            move(self.index),
+            self.broken,
+            {k: move(v) for k, v in self.pooled.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)

@@ -1,0 +1,1 @@
+"""Where pairs come from (``sources``), how they are varied (``views``) and batched (``loader``)."""

@@ -1,0 +1,269 @@
+"""From a source to batches: which sample stands in which row of which step, and what is made of it.
+
+The order is a function of seed and step alone: epochs are shuffled one after another into one endless
+sequence, and step s takes the next ``batch_size`` of it, so every sample is seen exactly once an
+epoch, no partial batch is dropped, and a resumed run goes on at the very next sample. Each of W
+processes makes its own contiguous share of the rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from crossmodal import distributed
+from crossmodal.batch import Batch, Sample, ViewSpec
+from crossmodal.data.sources.base import Source
+from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_picture, seed_of
+from crossmodal.errors import UserError
+from crossmodal.recipe import Augment, DataPart
+
+TRIES = 20  # replacements for a broken picture before giving up: a source where 20 in a row fail is no source
+
+
+class Order:
+    """The endless sequence of sample indices: epoch after epoch, each shuffled by (seed, epoch)."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed = length, seed
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, within = divmod(position, self.length)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+            self._epoch, self._permutation = epoch, torch.randperm(self.length, generator=generator)
+        return int(self._permutation[within])
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One row of one step."""
+
+    step: int
+    row: int  # in the global batch
+    epoch: int
+    index: int  # in the source
+
+
+@dataclass
+class Row:
+    """What is made of a ticket; collated into a ``Batch``."""
+
+    ticket: Ticket
+    images: dict[str, Tensor]  # view → uint8 [3, H, W]
+    texts: dict[str, str]  # view → the caption drawn
+    pooled: dict[str, Tensor]  # view → [W], instead of an image
+    broken: tuple[tuple[str, str], ...] = ()
+
+
+class Steps:
+    """The batch sampler: for each step from ``start`` on, this process's tickets."""
+
+    def __init__(self, order: Order, batch_size: int, start: int, stop: int):
+        self.order, self.batch_size, self.start, self.stop = order, batch_size, start, stop
+        rows = batch_size // distributed.world_size()
+        self.rows = range(distributed.rank() * rows, (distributed.rank() + 1) * rows)
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        for step in range(self.start, self.stop):
+            yield [self._ticket(step, row) for row in self.rows]
+
+    def _ticket(self, step: int, row: int) -> Ticket:
+        position = step * self.batch_size + row
+        return Ticket(step, row, position // self.order.length, self.order[position])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class TrainingPairs(Dataset):
+    """Tickets → every view of a sample, varied by seed, step, row and view."""
+
+    def __init__(self, source: Source, views: dict[str, ViewSpec], data: DataPart, resize: str, seed: int):
+        self.source, self.seed = source, seed
+        self.images = {n: self._view(v, data, resize) for n, v in views.items() if v.kind == "image"}
+        self.texts = [n for n, v in views.items() if v.kind == "text"]
+
+    @staticmethod
+    def _view(spec: ViewSpec, data: DataPart, resize: str) -> TrainView:
+        if spec.options is None:
+            return TrainView(data.image_size, data.augment, resize)
+        options = dict(spec.options)
+        return TrainView(options.pop("image_size", data.image_size), Augment(**options), resize)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, ticket: Ticket) -> Row:
+        sample, images, broken = self.varied(ticket)
+        return Row(ticket, images, self.draw(sample.captions, ticket), {}, broken)
+
+    def varied(self, ticket: Ticket) -> tuple[Sample, dict[str, Tensor], tuple]:
+        """(the ticket's sample or its replacement, its views, what was broken)."""
+        sample, picture, broken = self.whole(ticket.index)
+        at = (self.seed, ticket.step, ticket.row)
+        return sample, {name: view(picture, seed_of(*at, name)) for name, view in self.images.items()}, broken
+
+    def draw(self, captions: tuple[str, ...], ticket: Ticket) -> dict[str, str]:
+        """A caption for each text view: all of a picture's take turns over the epochs, from a first one by chance."""
+        return {n: captions[(seed_of(self.seed, ticket.index, n) + ticket.epoch) % len(captions)] for n in self.texts}
+
+    def whole(self, index: int) -> tuple[Sample, Tensor, tuple]:
+        """The sample at ``index`` or, where its picture or text is broken, the next whole one, with the reasons."""
+        broken = []
+        for shift in range(TRIES):
+            key = f"sample {(index + shift) % len(self.source)}"
+            try:
+                sample = self.source[(index + shift) % len(self.source)]
+                key = sample.key
+                if self.texts and not sample.captions:
+                    raise BrokenPicture("has no caption")
+                return sample, load_picture(sample.image), tuple(broken)
+            except (BrokenPicture, OSError) as error:
+                broken.append((key, str(error)))
+        raise UserError(f"{TRIES} samples in a row cannot be used, the first {broken[0][0]!r}: {broken[0][1]}.")
+
+
+class FrozenPairs(Dataset):
+    """``TrainingPairs`` behind a frozen image tower: ``copies`` variants of every picture are encoded once, before
+    training, and take turns over the epochs. No picture is decoded and no frozen layer runs in a step.
+
+    Takes N × copies × W × 4 bytes. Under several processes each encodes its share and gets the whole.
+    """
+
+    def __init__(self, pairs: TrainingPairs, encode: Callable[[Tensor], Tensor], copies: int, workers: int, batch_size: int = 128):
+        self.pairs, self.copies = pairs, copies
+        world, rank, total = distributed.world_size(), distributed.rank(), len(pairs)
+        share = range(total * rank // world, total * (rank + 1) // world)
+        # A negative step, which no training step has: these variants are drawn from chances of their own.
+        tickets = [Ticket(-1 - copy, index, copy, index) for copy in range(copies) for index in share]
+        batches = [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
+        captions: dict[int, tuple[str, ...]] = {}
+        broken: dict[str, str] = {}
+        pooled: dict[str, list[Tensor]] = {name: [] for name in pairs.images}
+        quiet = not (distributed.is_main() and sys.stderr.isatty())
+        with tqdm(total=len(tickets), unit="picture", desc="encode with the frozen tower", disable=quiet, leave=False) as bar:
+            loader = DataLoader(_Frozen(pairs), batch_sampler=batches, collate_fn=list, num_workers=workers, generator=torch.Generator())
+            for rows in sentences(loader):
+                for name, parts in pooled.items():
+                    parts.append(encode(torch.stack([row.images[name] for row, _ in rows])).float().cpu())
+                captions.update({row.ticket.index: said for row, said in rows})
+                broken.update(b for row, _ in rows for b in row.broken)
+                bar.update(len(rows))
+        mine = {name: torch.cat(parts).view(copies, len(share), -1) for name, parts in pooled.items()}
+        everyone = distributed.all_objects((mine, captions, broken))
+        self.pooled = {name: torch.cat([each[0][name] for each in everyone], 1) for name in mine}  # [copies, N, W]
+        self.captions = {index: said for each in everyone for index, said in each[1].items()}
+        self.broken = tuple({key: why for each in everyone for key, why in each[2].items()}.items())
+
+    def __getitem__(self, ticket: Ticket) -> Row:
+        pooled = {name: table[ticket.epoch % self.copies, ticket.index] for name, table in self.pooled.items()}
+        return Row(ticket, {}, self.pairs.draw(self.captions[ticket.index], ticket), pooled)
+
+
+class _Frozen(Dataset):
+    """A ticket's row together with all of its captions."""
+
+    def __init__(self, pairs: TrainingPairs):
+        self.pairs = pairs
+
+    def __getitem__(self, ticket: Ticket) -> tuple[Row, tuple[str, ...]]:
+        sample, images, broken = self.pairs.varied(ticket)
+        return Row(ticket, images, {}, {}, broken), sample.captions
+
+
+def check_batch(data: DataPart, length: int) -> None:
+    """Refuse a batch that does not divide by the processes or exceeds the data. Errors: ``UserError``."""
+    world = distributed.world_size()
+    if data.batch_size % world:
+        raise UserError(
+            f"data.batch_size is {data.batch_size}, which {world} processes cannot share evenly; make it a multiple of {world}."
+        )
+    if data.batch_size > length:
+        raise UserError(f"data.batch_size is {data.batch_size}, but {data.train} has only {length} pictures; make it smaller.")
+
+
+def training_batches(
+    pairs: TrainingPairs | FrozenPairs,
+    length: int,
+    data: DataPart,
+    tokenize: Callable[[list[str]], Tensor],
+    seed: int,
+    start: int,
+    stop: int,
+) -> DataLoader:
+    """This process's batches for the steps ``start`` to ``stop``, over ``length`` samples."""
+
+    def collate(rows: list[Row]) -> Batch:
+        stack = lambda field: {n: torch.stack([getattr(r, field)[n] for r in rows]) for n in getattr(rows[0], field)}
+        return Batch(
+            images=stack("images"),
+            texts={name: tokenize([r.texts[name] for r in rows]) for name in rows[0].texts},
+            rows=torch.tensor([r.ticket.row for r in rows]),
+            index=torch.tensor([r.ticket.index for r in rows]),
+            broken=tuple(b for r in rows for b in r.broken),
+            pooled=stack("pooled"),
+        )
+
+    workers = 0 if isinstance(pairs, FrozenPairs) else min(data.workers, stop - start)
+    return DataLoader(
+        pairs,
+        batch_sampler=Steps(Order(length, seed), data.batch_size, start, stop),
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_quiet_worker if workers else None,
+        generator=torch.Generator(),  # a loader draws a number at its start: not from the one that dropout draws from
+    )
+
+
+def sentences(loader: DataLoader) -> Iterator:
+    """The loader's batches; a worker's ``UserError`` comes as its sentence, without torch's traceback around it."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C is the training process's to handle; a worker ends with it."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class EvaluationPictures(Dataset):
+    """Index → (index, picture or None, sample, why it is None)."""
+
+    def __init__(self, source: Source, view: EvalView, rows: range):
+        self.source, self.view, self.rows = source, view, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[int, Tensor | None, Sample, str]:
+        index = self.rows[place]
+        try:
+            sample = self.source[index]
+        except OSError as error:
+            return index, None, Sample(f"sample {index}", b""), str(error)
+        about = Sample(sample.key, b"", sample.captions, sample.label)  # the bytes have served
+        try:
+            return index, self.view(load_picture(sample.image)), about, ""
+        except BrokenPicture as error:
+            return index, None, about, str(error)
+
+
+def evaluation_batches(source: Source, view: EvalView, rows: range, batch_size: int = 64, workers: int = 0) -> DataLoader:
+    """Lists of ``EvaluationPictures`` items, each row once and in order. A few batches are not worth starting workers for."""
+    workers = workers if len(rows) > 4 * batch_size else 0
+    pictures = EvaluationPictures(source, view, rows)
+    return DataLoader(pictures, batch_size, collate_fn=list, num_workers=workers, generator=torch.Generator())

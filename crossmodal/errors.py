@@ -1,0 +1,20 @@
+"""How the program speaks of a user's mistake: one clear sentence, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave (recipe, file, argument). The message is one sentence that
+    names the file, line or key and says what would be right; the command line prints it as it is."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: ``did you mean 'steps'?``, or the names there are."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are: {', '.join(known)}." if known else "nothing is known by any name here."

@@ -1,0 +1,253 @@
+"""Two towers, two projections, logit scale and bias: one embedding space.
+
+The model encodes each thing a step needs exactly once (``encode``), and answers users' questions
+(``encode_image``, ``encode_text``). What is saved is a folder: ``model.json`` (what it is),
+``model.safetensors`` (its weights) and the towers' own small files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from crossmodal.allocator import keep_freed_memory
+from crossmodal.batch import Batch, Encoded
+from crossmodal.data import views
+from crossmodal.errors import UserError, nearest
+from crossmodal.recipe import ImagePart, ModelPart, TextPart
+from crossmodal.towers import build_image, build_text
+
+FORMAT = 1
+
+
+class Model(nn.Module):
+    """A dual encoder.
+
+    Args:
+        part: the ``model`` section of a recipe.
+        image_size: side of the pictures in pixels; None: the image tower's own.
+        init_logit_scale, init_logit_bias: initial values; a pretrained pair's own come first.
+        templates: class prompts that fit the training captions, kept for zero-shot.
+    """
+
+    def __init__(
+        self,
+        part: ModelPart,
+        image_size: int | None = None,
+        init_logit_scale: float = 1 / 0.07,
+        init_logit_bias: float = 0.0,
+        templates: Sequence[str] = ("a photo of a {}.",),
+    ):
+        super().__init__()
+        self.part, self.templates = part, tuple(templates)
+        self.training_record: dict[str, float] = {}  # "steps", "seconds": how it was trained here, if it was
+        self.image = build_image(part.image, image_size)
+        self.text = build_text(part.text)
+        self.image_projection = self._projection(part, "image")
+        self.text_projection = self._projection(part, "text")
+        scalars = {**self.text.scalars, **self.image.scalars}
+        scale = part.init_logit_scale or scalars.get("logit_scale", init_logit_scale)
+        # Shape [1], not []: FSDP2 refuses 0-d parameters. The scale is stored as its log (CLIP, section 2.5).
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(scale)))
+        self.logit_bias = nn.Parameter(torch.full((1,), scalars.get("logit_bias", init_logit_bias)))
+
+    def _projection(self, part: ModelPart, half: str) -> nn.Module:
+        tower, how = getattr(self, half), getattr(part, half).projection
+        if how == "linear":
+            linear = nn.Linear(tower.width, part.embed_dim, bias=False)
+            nn.init.normal_(linear.weight, std=tower.width**-0.5)  # CLIP's initialisation
+            return linear
+        if tower.width != part.embed_dim:
+            raise UserError(
+                f"model.{half}.projection is none, so model.embed_dim must be the tower's width, {tower.width}, not {part.embed_dim}."
+            )
+        return nn.Identity()
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures the image tower takes, in pixels."""
+        return self.image.image_size
+
+    def require(self, needs: Iterable[str], kinds: dict[str, str]) -> None:
+        """Train only what ``needs`` name ("view:field", "logit_scale", "logit_bias"); ``kinds`` maps views to "image" or "text".
+
+        Whatever no objective reads takes no gradient, so that DDP does not wait for one.
+        Errors: ``UserError`` for a field that a tower cannot give.
+        """
+        needs = set(needs)
+        fields: dict[str, set[str]] = {"image": set(), "text": set()}
+        for view, colon, field in (n.partition(":") for n in needs):
+            if colon:
+                fields[kinds[view]].add(field)
+        for half in fields:
+            tower = getattr(self, half)
+            for name in fields[half] - {"embed", *tower.fields}:
+                raise UserError(f"model.{half}: the tower cannot give {name!r}; {nearest(name, {'embed', *tower.fields})}")
+            if not fields[half]:
+                tower.requires_grad_(False)
+            if "embed" not in fields[half]:
+                getattr(self, f"{half}_projection").requires_grad_(False)
+        self.logit_scale.requires_grad_("logit_scale" in needs)
+        self.logit_bias.requires_grad_("logit_bias" in needs)
+
+    def encode(self, batch: Batch, needs: Iterable[str]) -> Encoded:
+        """{"view:field": tensor} for every one asked, each view through its tower once.
+
+        Views of pictures are those in ``batch.images``, texts those in ``batch.texts``; a view's
+        half is the one whose mapping holds it.
+        """
+        encoded: Encoded = {}
+        by_view: dict[str, set[str]] = {}
+        for need in needs:
+            view, colon, field = need.partition(":")
+            if colon:
+                by_view.setdefault(view, set()).add(field)
+        for view, wanted in by_view.items():
+            half = "text" if view in batch.texts else "image"
+            out = self._tower(half, view, batch, wanted)
+            if "embed" in wanted:
+                out["embed"] = self._embed(half, out["pooled"])
+            encoded.update({f"{view}:{field}": out[field] for field in wanted})
+        return encoded
+
+    def _tower(self, half: str, view: str, batch: Batch, wanted: set[str]) -> dict[str, Tensor]:
+        if view in batch.pooled:
+            return {"pooled": batch.pooled[view]}
+        if half == "image":
+            return self.image(batch.images[view])
+        ids = batch.texts[view]
+        return self.text(ids) if "tokens" in wanted else {"pooled": self.text.pooled(ids)}
+
+    def _embed(self, half: str, pooled: Tensor) -> Tensor:
+        projected = getattr(self, f"{half}_projection")(pooled)  # [B, W] → [B, D]
+        return F.normalize(projected.float(), dim=-1)  # fp32: the loss at scale 100 wants all digits
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W], already at ``image_size`` → unit-length [B, D] on the model's device."""
+        return self._embed("image", self.image(images.to(self.logit_scale.device))["pooled"])
+
+    @torch.inference_mode()
+    def encode_image(self, images: Sequence[Image.Image | str | Path | bytes] | Tensor, batch_size: int = 64) -> Tensor:
+        """Pictures (PIL, paths, encoded bytes, or a uint8 tensor [N, 3, H, W]) → unit-length [N, D], fp32, on the CPU."""
+        self.eval()
+        if isinstance(images, (str, Path, bytes, Image.Image)):
+            images = [images]
+        view = self.eval_view()
+        out = []
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            stack = torch.stack([view(x if isinstance(x, Tensor) else views.load_picture(x)) for x in part])
+            out.append(self.embed_images(stack).cpu())
+        return torch.cat(out) if out else torch.empty(0, self.part.embed_dim)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str] | str, batch_size: int = 256) -> Tensor:
+        """N texts → unit-length [N, D], fp32, on the CPU. Equal texts are encoded once, like lengths together."""
+        self.eval()
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        unique = sorted(set(texts), key=lambda t: (len(t), t))
+        out = torch.empty(len(unique), self.part.embed_dim)
+        for start in range(0, len(unique), batch_size):
+            ids = self.text.tokenize(unique[start : start + batch_size]).to(self.logit_scale.device)
+            out[start : start + len(ids)] = self._embed("text", self.text(ids)["pooled"]).cpu()
+        place = {text: i for i, text in enumerate(unique)}
+        return out[[place[t] for t in texts]]
+
+    def eval_view(self) -> views.EvalView:
+        """The preprocessing of pictures outside training."""
+        return views.EvalView(self.image_size, self.image.resize)
+
+    def clamp(self) -> None:
+        """Keep the logit scale at most ``max_logit_scale`` (CLIP: 100)."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=math.log(self.part.max_logit_scale))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.json``, ``model.safetensors`` and the towers' files into ``folder`` (not atomic by itself)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for half in ("image", "text"):
+            (folder / half).mkdir(exist_ok=True)
+            getattr(self, half).save_assets(folder / half)
+            if not any((folder / half).iterdir()):
+                (folder / half).rmdir()
+        about = {
+            "format": FORMAT,
+            "model": self.part.model_dump(mode="json"),
+            "image_size": self.image_size,
+            "templates": list(self.templates),
+            "training": self.training_record,
+            "preprocessing": {"resize": self.image.resize, "mean": self.image.mean, "std": self.image.std},
+        }
+        (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(_unshared(state), folder / "model.safetensors")
+
+
+def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses two names for one memory (tied weights): the second name gets a copy."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in state.items():
+        out[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return out
+
+
+def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
+    """A model by run folder, checkpoint or model folder, ``open_clip:NAME/TAG`` or ``hf:ID-OR-FOLDER``.
+
+    Returns it in eval mode on ``device``. Errors: ``UserError`` saying what was looked for.
+    """
+    keep_freed_memory()
+    ref = str(ref)
+    folder = Path(ref)
+    if ref.startswith("open_clip:"):
+        name, _, tag = ref.removeprefix("open_clip:").partition("/")
+        model = _library(f"open_clip:{name}", tag or None)
+    elif ref.startswith("hf:"):
+        model = _library(ref, None)
+    else:
+        inside = [folder / "model", folder]
+        found = next((f for f in inside if (f / "model.json").is_file()), None)
+        if found is None:
+            what = "holds no model/model.json" if folder.is_dir() else "does not exist"
+            hint = "; training has not finished? its checkpoints/ may hold one" if (folder / "checkpoints").is_dir() else ""
+            raise UserError(f"{ref}: {what}; give a run folder, a checkpoint, open_clip:NAME/TAG or hf:ID{hint}.")
+        model = _folder(found)
+    return model.to(device).eval()
+
+
+def _library(tower: str, tag: str | None) -> Model:
+    image = ImagePart(tower=tower, pretrained=tag, projection="none")
+    text = TextPart(tower=tower, pretrained=tag, projection="none")
+    width = build_text(text).width
+    return Model(ModelPart(embed_dim=width, image=image, text=text))
+
+
+def _folder(folder: Path) -> Model:
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if about.get("format") != FORMAT:
+        raise UserError(f"{folder}/model.json: is of format {about.get('format')}; this version reads {FORMAT}.")
+    part = ModelPart.model_validate(about["model"])
+    kept = part.model_copy(deep=True)
+    for half in (part.image, part.text):
+        half.pretrained, half.freeze = None, False  # the weights stand here, whole
+    part.image.mean, part.image.std = (tuple(about["preprocessing"][k]) for k in ("mean", "std"))
+    part.image.resize = about["preprocessing"]["resize"]
+    for half in ("image", "text"):
+        if (folder / half).is_dir():  # a tower that saved its own configuration is built from that
+            tower = getattr(part, half)
+            tower.tower, tower.kwargs = f"{tower.tower.partition(':')[0]}:{folder / half}", {}
+    model = Model(part, about["image_size"], templates=about["templates"])
+    model.part, model.training_record = kept, about["training"]
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model

@@ -1,0 +1,54 @@
+"""The one contract between an objective and the rest of the program.
+
+An objective says which views the data must make for it (``views``) and what the model must encode
+(``needs``), and returns loss terms. It implements the half that it is:
+
+- **batch scope** (every pair against every other: InfoNCE, sigmoid, SimCLR): ``project`` says what each
+  pair contributes; ``batch_terms`` computes the loss from the rows of the whole global batch.
+- **pair scope** (a sum over pairs: captioning, masked reconstruction): ``pair_terms`` returns sum and count.
+
+Weights stand in the recipe and are applied by the task. Options of a recipe are the constructor's
+keyword-only arguments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from crossmodal.batch import Batch, Encoded, Terms, ViewSpec
+
+if TYPE_CHECKING:
+    from crossmodal.model import Model
+
+
+class Objective(nn.Module):
+    """Base of all objectives. ``B`` is a process's (micro-)batch, ``N`` the whole global batch."""
+
+    #: What the data must make, by view name; views of an objective's own are named "OBJECTIVE.VIEW".
+    views: dict[str, ViewSpec] = {"image": ViewSpec("image"), "text": ViewSpec("text")}
+    #: What the model must encode ("view:field"), and "logit_scale" or "logit_bias" where they are read.
+    needs: tuple[str, ...] = ()
+    #: Initial values of the model's logit scale and bias that this objective asks for.
+    init: dict[str, float] = {}
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The objective's own learnable scalars, each [1]; they come back in ``batch_terms``."""
+        return {}
+
+    def project(self, encoded: Encoded) -> dict[str, Tensor]:
+        """What each pair contributes to the batch loss: {name: [B, D]}. Empty: no batch scope."""
+        return {}
+
+    def batch_terms(self, gathered: dict[str, Tensor], scalars: dict[str, Tensor]) -> Terms:
+        """Loss terms from all rows: ``gathered`` is ``project``'s outcome for the whole batch, {name: [N, D]};
+        ``scalars`` holds the model's "logit_scale" (its log) and "logit_bias" where needed, and the objective's own."""
+        return {}
+
+    def pair_terms(self, model: Model, batch: Batch, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
+        """Loss terms as (sum, count) over this process's pairs; counts are added over processes."""
+        return {}
+
+    def after_step(self, model: Model, step: int) -> None:
+        """Called once after every optimiser step: EMA teachers, running centres."""

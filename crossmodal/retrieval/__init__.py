@@ -1,0 +1,1 @@
+"""Retrieval: recall of paired data, indexes, search."""

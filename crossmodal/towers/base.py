@@ -1,0 +1,187 @@
+"""What a tower is: a pretrained or random encoder of one library that answers for itself.
+
+Whoever holds a tower asks it (``width``, ``fields``, ``causal``, ``trim_exact`` …) and never looks at its name.
+Adding a library is one file in this folder with an ``ImageTower`` and a ``TextTower`` subclass.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from crossmodal import resources
+from crossmodal.errors import UserError
+from crossmodal.recipe import ImagePart, TextPart
+
+
+class Tower(nn.Module):
+    """Half a model. Subclasses set these in their constructor."""
+
+    width: int  # W, of "pooled" (and of "tokens", where there are any)
+    fields: tuple[str, ...] = ("pooled",)  # what ``forward`` can give
+    scalars: dict[str, float] = {}  # "logit_scale" (not its log), "logit_bias": what came with a pretrained pair
+    pretrained: bool = False
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what rebuilding this tower needs beside weights and recipe (configuration, tokenizer)."""
+
+    def train(self, mode: bool = True) -> Tower:
+        """As ``nn.Module.train``; a tower that is frozen whole stays in evaluation mode (no dropout, no drop path)."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def freeze(self, what: bool | list[str]) -> None:
+        """No gradient for the whole tower (true) or for parameters whose names match a pattern.
+
+        Errors: ``UserError`` for a pattern that matches nothing.
+        """
+        for pattern in ["*"] if what is True else what or []:
+            hit = [p for n, p in self.named_parameters() if fnmatch.fnmatch(n, pattern)]
+            if not hit:
+                some = ", ".join(n for n, _ in list(self.named_parameters())[:3])
+                raise UserError(f"freeze pattern {pattern!r} matches no parameter of the tower; its names are like {some}.")
+            for parameter in hit:
+                parameter.requires_grad_(False)
+
+
+class ImageTower(Tower):
+    """Pictures [B, 3, H, W] (uint8, RGB) → {"pooled": [B, W], "tokens": [B, T, W]}."""
+
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: str = "shortest"
+    memory_format = torch.contiguous_format
+    frozen_norm_stats: bool = False
+
+    def __init__(self, part: ImagePart, image_size: int | None):
+        super().__init__()
+
+    def settle(self, part: ImagePart) -> None:
+        """Last line of a subclass's constructor: the recipe's word over the library's."""
+        self.mean, self.std = part.mean or self.mean, part.std or self.std
+        self.resize = part.resize or self.resize
+        self.frozen_norm_stats = self.pretrained if part.frozen_norm_stats is None else part.frozen_norm_stats
+        shape = (1, 3, 1, 1)
+        self.register_buffer("_mean", torch.tensor(self.mean).view(shape) * 255, persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(shape) * 255, persistent=False)
+        self.to(memory_format=self.memory_format)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ImageTower:
+        """As ``nn.Module.train``; batch-norm keeps its statistics where they are frozen."""
+        super().train(mode)
+        if self.training and self.frozen_norm_stats:
+            for module in self.modules():
+                if isinstance(module, _NormBase) and module.track_running_stats:
+                    module.eval()
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] → float, by the tower's mean and std."""
+        x = images.to(self._mean.dtype).sub_(self._mean).div_(self._std)
+        return x.contiguous(memory_format=self.memory_format)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class TextTower(Tower):
+    """Token ids [B, T] (int64) → {"pooled": [B, W], "tokens": [B, T, W]}.
+
+    ``trim_exact`` says whether cutting common padding off leaves the result as it is: true under a
+    causal or a padding mask, false for SigLIP's text tower.
+    """
+
+    causal: bool
+    pad_id: int
+    context_length: int
+    trim_exact: bool
+
+    def __init__(self, part: TextPart):
+        super().__init__()
+
+    def tokenize(self, texts: list[str], trimmed: bool | None = None) -> Tensor:
+        """B texts → ids [B, T] by the library's own tokenizer, cut at ``context_length``.
+
+        T is the longest text where trimming is exact (or ``trimmed`` says so), else ``context_length``.
+        """
+        raise NotImplementedError
+
+    def lengths(self, ids: Tensor) -> Tensor:
+        """[B, T] → [B]: how many columns each text needs."""
+        used = (ids != self.pad_id).long()
+        return ids.shape[1] - used.flip(1).argmax(1) * used.any(1)
+
+    def pooled(self, ids: Tensor, parts: int = 4) -> Tensor:
+        """Ids [B, T] → pooled [B, W], texts of like length together where trimming is exact.
+
+        Captions are short but for a few: padded to the longest of their batch, most of the work is
+        padding. Sorted and cut into ``parts``, each is padded to its own longest. Done where that saves
+        a quarter of the work.
+        """
+        if not self.trim_exact or len(ids) < 2 * parts:
+            return self(ids)["pooled"]
+        order = self.lengths(ids).argsort(stable=True)
+        longest = [int(rows[-1]) for rows in self.lengths(ids)[order].chunk(parts)]
+        if sum(longest) > 0.75 * parts * ids.shape[1]:
+            return self(ids)["pooled"]
+        chunks = [self(ids[rows, :n])["pooled"] for rows, n in zip(order.chunk(parts), longest, strict=True)]
+        return torch.cat(chunks)[order.argsort()]
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def trim(ids: Tensor, pad_id: int) -> Tensor:
+    """[B, T] → [B, longest]: columns after the last one that holds anything but padding are cut."""
+    used = (ids != pad_id).any(0).nonzero()
+    return ids[:, : int(used.max()) + 1] if len(used) else ids[:, :1]
+
+
+def flatten_tokens(x: Tensor, prefix: int = 0, channels_last: bool = False) -> Tensor:
+    """A feature map [B, C, H, W] (or [B, H, W, C]) or a sequence [B, prefix + T, W] → patches [B, T, W]."""
+    if x.ndim == 4:
+        return x.flatten(1, 2) if channels_last else x.flatten(2).transpose(1, 2)
+    return x[:, prefix:]
+
+
+def read_weights(spec: str) -> dict[str, Tensor]:
+    """A weights file (.safetensors, or a PyTorch file read with ``weights_only``) → {name: tensor}.
+
+    Errors: ``UserError`` when there is no such file or it holds more than tensors.
+    """
+    path = resources.local_path(spec)
+    if not path.is_file():
+        raise UserError(f"{spec}: no such weights file.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not one of its own
+        raise UserError(f"{spec}: not a readable weights file ({type(error).__name__}); use safetensors or plain tensors.") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def load_weights(module: nn.Module, spec: str, order: dict[str, torch.Size]) -> None:
+    """Load a weights file into ``module`` by name or, where no name fits, by order.
+
+    ``order`` maps every name of the library's full model (classifier included) to its shape: a file
+    that has other names for the same shapes in the same order fits too.
+    Errors: ``UserError`` naming the first tensor that does not fit.
+    """
+    state = read_weights(spec)
+    wanted = module.state_dict()
+    if not wanted.keys() & state.keys() and [v.shape for v in state.values()] == list(order.values()):
+        state = dict(zip(order, state.values(), strict=True))
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise UserError(f"{spec}: has no tensor {name!r}, which the tower needs; are these weights of another architecture?")
+        if state[name].shape != tensor.shape:
+            raise UserError(f"{spec}: {name!r} has shape {list(state[name].shape)}, but the tower's is {list(tensor.shape)}.")
+    module.load_state_dict({name: state[name] for name in wanted})

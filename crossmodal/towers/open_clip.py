@@ -1,0 +1,154 @@
+"""The two halves of open_clip's models: ``open_clip:ViT-B-32``, with ``pretrained`` a tag or a file of its own.
+
+``kwargs`` override the model's ``vision_cfg`` or ``text_cfg`` (``layers``, ``width``, ``patch_dropout`` …).
+"""
+
+from __future__ import annotations
+
+import logging
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from crossmodal import resources
+from crossmodal.errors import UserError, nearest
+from crossmodal.recipe import ImagePart, TextPart
+from crossmodal.towers.base import ImageTower, TextTower, flatten_tokens, trim
+
+SMALLEST = {
+    "vision_cfg": {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32, "timm_model_name": None},
+    "text_cfg": {"layers": 1, "width": 64, "heads": 1, "hf_model_name": None},
+}
+
+
+def _library_model(part: ImagePart | TextPart, section: str, **sizes: int | None) -> nn.Module:
+    """open_clip's whole model, always with the text half as a module of its own."""
+    name = part.tower.partition(":")[2]
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise UserError(f"open_clip has no model {name!r}; {nearest(name, open_clip.list_models())}")
+    tag = part.pretrained
+    if tag is True:
+        raise UserError(f"{part.tower}: say which weights, pretrained: TAG; open_clip has {open_clip.list_pretrained_tags_by_model(name)}.")
+    if tag and tag not in open_clip.list_pretrained_tags_by_model(name):
+        path = resources.local_path(tag)
+        if not path.is_file():
+            known = open_clip.list_pretrained_tags_by_model(name)
+            raise UserError(f"{part.tower}: {tag!r} is neither a weights file nor a tag of this model; {nearest(tag, known)}")
+        tag = str(path)
+    merged = {section: {**config[section], **{k: v for k, v in sizes.items() if v}, **part.kwargs}}
+    if not tag:  # the other half is thrown away: build it small
+        merged |= {other: {**config[other], **small} for other, small in SMALLEST.items() if other != section}
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # "no pretrained weights" is what was asked for
+    try:
+        return open_clip.create_model(name, pretrained=tag or None, force_custom_text=True, pretrained_text=False, **merged)
+    except TypeError as error:
+        raise UserError(f"{part.tower}: open_clip does not take these kwargs in {section}: {error}.") from error
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{part.tower}: could not be built or its weights not be had: {error}") from error
+    finally:
+        root.setLevel(level)
+
+
+def _scalars(model: nn.Module) -> dict[str, float]:
+    scalars = {"logit_scale": model.logit_scale.detach().exp().item()}
+    if model.logit_bias is not None:
+        scalars["logit_bias"] = model.logit_bias.detach().item()
+    return scalars
+
+
+class OpenClipImage(ImageTower):
+    """The image half. Without its own projection, ``pooled`` is the width before it."""
+
+    def __init__(self, part: ImagePart, image_size: int | None):
+        super().__init__(part, image_size)
+        model = _library_model(part, "vision_cfg", image_size=image_size)
+        self.pretrained = bool(part.pretrained)
+        self.scalars = _scalars(model) if self.pretrained else {}
+        self.visual = visual = model.visual
+        if part.projection == "linear":  # ours replaces the library's
+            if hasattr(visual, "proj"):
+                visual.proj = None
+            elif hasattr(visual, "trunk"):
+                visual.head = nn.Identity()
+        if hasattr(visual, "output_tokens"):
+            visual.output_tokens = True
+            self.fields = ("pooled", "tokens")
+        elif hasattr(visual, "trunk"):
+            self.fields = ("pooled", "tokens")
+        size = visual.image_size
+        self.image_size = size[0] if isinstance(size, (tuple, list)) else size
+        preprocess = open_clip.get_model_preprocess_cfg(model)
+        self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+        self.resize = {"squash": "squash", "longest": "pad"}.get(preprocess.get("resize_mode"), "shortest")
+        self.settle(part)
+        with torch.no_grad():
+            self.eval()
+            self.width = self.forward(torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8))["pooled"].shape[-1]
+            self.train()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.normalise(images)
+        if hasattr(self.visual, "trunk"):  # a timm model inside open_clip
+            maps = self.visual.trunk.forward_features(x)
+            pooled = self.visual.head(self.visual.trunk.forward_head(maps))
+            return {"pooled": pooled, "tokens": flatten_tokens(maps, getattr(self.visual.trunk, "num_prefix_tokens", 0))}
+        out = self.visual(x)
+        return dict(zip(self.fields, out if isinstance(out, tuple) else (out,), strict=True))
+
+
+class OpenClipText(TextTower):
+    """The text half, with a forward of ours that takes trimmed texts: the library's own adds
+    positions at full length. Under a causal mask the outcome is the same to the last bit."""
+
+    fields = ("pooled", "tokens")
+
+    def __init__(self, part: TextPart):
+        super().__init__(part)
+        model = _library_model(part, "text_cfg", context_length=part.context_length)
+        self.pretrained = bool(part.pretrained)
+        self.scalars = _scalars(model) if self.pretrained else {}
+        self.text = text = model.text
+        text.output_tokens = True
+        self.own_transformer = hasattr(text, "token_embedding")  # open_clip's own; else a transformers model inside it
+        if self.own_transformer:
+            self.causal = text.attn_mask is not None
+            self.pad_id = text.pad_id
+            # An appended class token (CoCa) sits at a position of its own, and a bidirectional
+            # tower without padding mask (SigLIP) reads the padding: trimming would change both.
+            self.trim_exact = text.cls_emb is None and (self.causal or text.use_pad_mask) and text.pool_type != "last"
+            own = text.text_projection is not None and part.projection == "none"
+            self.width = text.output_dim if own else text.width
+            if not own:
+                text.text_projection = None
+        else:
+            self.causal, self.trim_exact, self.pad_id = False, True, text.config.pad_token_id
+            self.width = text.output_dim if part.projection == "none" else text.config.hidden_size
+            if part.projection == "linear":
+                text.proj = nn.Identity()
+        self.context_length = text.context_length
+        try:
+            self.tokenizer = open_clip.get_tokenizer(part.tower.partition(":")[2], context_length=self.context_length)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{part.tower}: its tokenizer could not be had: {str(error).splitlines()[0]}") from error
+
+    def tokenize(self, texts: list[str], trimmed: bool | None = None) -> Tensor:
+        ids = self.tokenizer(texts)
+        return trim(ids, self.pad_id) if (self.trim_exact if trimmed is None else trimmed) else ids
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        text = self.text
+        if not (self.own_transformer and self.trim_exact and self.causal):
+            return dict(zip(("pooled", "tokens"), text(ids), strict=True))
+        length = ids.shape[1]
+        x = text.token_embedding(ids) + text.positional_embedding[:length]  # [B, T, W]
+        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        x = text.ln_final(x)
+        pooled = open_clip.transformer.text_global_pool(x, ids, text.pool_type, eos_token_id=text.eos_id)  # [B, W]
+        if text.text_projection is not None:
+            projection = text.text_projection
+            pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        return {"pooled": pooled, "tokens": x}

@@ -1,0 +1,57 @@
+"""Image towers of timm, by its model names: ``timm:tf_efficientnet_lite0``, ``timm:vit_small_patch16_224``."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor
+
+from crossmodal.errors import UserError, nearest
+from crossmodal.recipe import ImagePart
+from crossmodal.towers.base import ImageTower, flatten_tokens, load_weights
+
+
+class TimmImage(ImageTower):
+    """Any timm model without its classifier; ``pooled`` is what the classifier would read."""
+
+    fields = ("pooled", "tokens")
+    memory_format = torch.channels_last  # what convolutions on a CPU want; no cost elsewhere
+
+    def __init__(self, part: ImagePart, image_size: int | None):
+        super().__init__(part, image_size)
+        name = part.tower.partition(":")[2]
+        if name.partition(".")[0] not in timm.list_models():
+            raise UserError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
+        file = part.pretrained if isinstance(part.pretrained, str) and ("/" in part.pretrained or ":" in part.pretrained) else None
+        if isinstance(part.pretrained, str) and not file:
+            name = f"{name.partition('.')[0]}.{part.pretrained}"
+        self.model = self._create(name, bool(part.pretrained) and not file, image_size, part.kwargs)
+        config = self.model.pretrained_cfg
+        full = {k: v.shape for k, v in self.model.state_dict().items()}
+        self.model.reset_classifier(0)
+        if file:
+            load_weights(self.model, file, full)
+        self.pretrained = bool(part.pretrained)
+        self.width = self.model.head_hidden_size if hasattr(self.model, "head_hidden_size") else self.model.num_features
+        self.prefix = getattr(self.model, "num_prefix_tokens", 0)
+        self.channels_last_map = str(getattr(self.model, "output_fmt", "NCHW")).upper().endswith("NHWC")
+        self.image_size = image_size or config["input_size"][-1]
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.settle(part)
+
+    @staticmethod
+    def _create(name: str, pretrained: bool, image_size: int | None, kwargs: dict) -> torch.nn.Module:
+        try:
+            try:  # transformers are built for a size of picture, convolutions take any
+                return timm.create_model(name, pretrained=pretrained, **{"img_size": image_size, **kwargs})
+            except TypeError:
+                return timm.create_model(name, pretrained=pretrained, **kwargs)
+        except TypeError as error:
+            raise UserError(f"timm:{name}: its constructor does not take these kwargs: {error}.") from error
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"timm:{name}: could not be built or its weights not be had: {error}") from error
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.model.forward_features(self.normalise(images))
+        pooled = self.model.forward_head(x, pre_logits=True)  # [B, W]
+        return {"pooled": pooled, "tokens": flatten_tokens(x, self.prefix, self.channels_last_map)}

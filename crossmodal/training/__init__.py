@@ -1,0 +1,1 @@
+"""Training: the task (model + objectives), the one loop, the optimiser, checkpoints."""

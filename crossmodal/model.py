@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from crossmodal import chance
 from crossmodal.allocator import keep_freed_memory
 from crossmodal.batch import Batch, Encoded
 from crossmodal.data import views
@@ -89,9 +90,10 @@ class Model(nn.Module):
                 fields[kinds[view]].add(field)
         for half in fields:
             tower = getattr(self, half)
-            for name in fields[half] - {"embed", *tower.fields}:
-                raise UserError(f"model.{half}: the tower cannot give {name!r}; {nearest(name, {'embed', *tower.fields})}")
-            if not fields[half]:
+            known = {"id", "embed", *tower.fields}
+            for name in fields[half] - known:
+                raise UserError(f"model.{half}: the tower cannot give {name!r}; {nearest(name, known)}")
+            if not fields[half] - {"id"}:
                 tower.requires_grad_(False)
             if "embed" not in fields[half]:
                 getattr(self, f"{half}_projection").requires_grad_(False)
@@ -102,7 +104,7 @@ class Model(nn.Module):
         """{"view:field": tensor} for every one asked, each view through its tower once.
 
         Views of pictures are those in ``batch.images``, texts those in ``batch.texts``; a view's
-        half is the one whose mapping holds it.
+        half is the one whose mapping holds it. The field "id" [B] is equal for equal pictures or captions.
         """
         encoded: Encoded = {}
         by_view: dict[str, set[str]] = {}
@@ -112,7 +114,9 @@ class Model(nn.Module):
                 by_view.setdefault(view, set()).add(field)
         for view, wanted in by_view.items():
             half = "text" if view in batch.texts else "image"
-            out = self._tower(half, view, batch, wanted)
+            with chance.rows(batch.seeds, view):
+                out = self._tower(half, view, batch, wanted) if wanted - {"id"} else {}
+            out["id"] = batch.ids.get(view, batch.index)
             if "embed" in wanted:
                 out["embed"] = self._embed(half, out["pooled"])
             encoded.update({f"{view}:{field}": out[field] for field in wanted})
@@ -128,7 +132,8 @@ class Model(nn.Module):
 
     def _embed(self, half: str, pooled: Tensor) -> Tensor:
         projected = getattr(self, f"{half}_projection")(pooled)  # [B, W] → [B, D]
-        return F.normalize(projected.float(), dim=-1)  # fp32: the loss at scale 100 wants all digits
+        wide = torch.promote_types(projected.dtype, torch.float32)  # the loss at scale 100 wants all digits
+        return F.normalize(projected.to(wide), dim=-1)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], already at ``image_size`` → unit-length [B, D] on the model's device."""

@@ -85,6 +85,11 @@ class DataPart(Part):
     val: str | None = Field(None, description="A source to evaluate on during training and at its end.")
     image_size: PositiveInt = 224
     batch_size: PositiveInt = Field(256, description="Pairs a step, over all processes: what the loss sees.")
+    micro_batch: PositiveInt | Literal["auto"] | None = Field(
+        None,
+        description="Pairs that go through the towers at once on a process; the loss and its gradient stay those of batch_size. "
+        "auto: as many as fit, found by trying. null: all.",
+    )
     workers: int = Field(2, ge=0, description="Loader processes for each training process; 0 loads in the training process.")
     augment: Augment = Field(default_factory=Augment)
     cache_views: int = Field(

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from crossmodal import distributed
 from crossmodal.batch import Batch, Sample, ViewSpec
+from crossmodal.chance import seed_of
 from crossmodal.data.sources.base import Source
-from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_picture, seed_of
+from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_picture
 from crossmodal.errors import UserError
 from crossmodal.recipe import Augment, DataPart
 
@@ -60,6 +61,7 @@ class Row:
     images: dict[str, Tensor]  # view → uint8 [3, H, W]
     texts: dict[str, str]  # view → the caption drawn
     pooled: dict[str, Tensor]  # view → [W], instead of an image
+    key: str  # names the sample
     broken: tuple[tuple[str, str], ...] = ()
 
 
@@ -103,7 +105,7 @@ class TrainingPairs(Dataset):
 
     def __getitem__(self, ticket: Ticket) -> Row:
         sample, images, broken = self.varied(ticket)
-        return Row(ticket, images, self.draw(sample.captions, ticket), {}, broken)
+        return Row(ticket, images, self.draw(sample.captions, ticket), {}, sample.key, broken)
 
     def varied(self, ticket: Ticket) -> tuple[Sample, dict[str, Tensor], tuple]:
         """(the ticket's sample or its replacement, its views, what was broken)."""
@@ -146,6 +148,7 @@ class FrozenPairs(Dataset):
         tickets = [Ticket(-1 - copy, index, copy, index) for copy in range(copies) for index in share]
         batches = [tickets[i : i + batch_size] for i in range(0, len(tickets), batch_size)]
         captions: dict[int, tuple[str, ...]] = {}
+        keys: dict[int, str] = {}
         broken: dict[str, str] = {}
         pooled: dict[str, list[Tensor]] = {name: [] for name in pairs.images}
         quiet = not (distributed.is_main() and sys.stderr.isatty())
@@ -155,17 +158,19 @@ class FrozenPairs(Dataset):
                 for name, parts in pooled.items():
                     parts.append(encode(torch.stack([row.images[name] for row, _ in rows])).float().cpu())
                 captions.update({row.ticket.index: said for row, said in rows})
+                keys.update({row.ticket.index: row.key for row, _ in rows})
                 broken.update(b for row, _ in rows for b in row.broken)
                 bar.update(len(rows))
         mine = {name: torch.cat(parts).view(copies, len(share), -1) for name, parts in pooled.items()}
-        everyone = distributed.all_objects((mine, captions, broken))
+        everyone = distributed.all_objects((mine, captions, broken, keys))
         self.pooled = {name: torch.cat([each[0][name] for each in everyone], 1) for name in mine}  # [copies, N, W]
         self.captions = {index: said for each in everyone for index, said in each[1].items()}
         self.broken = tuple({key: why for each in everyone for key, why in each[2].items()}.items())
+        self.keys = {index: key for each in everyone for index, key in each[3].items()}
 
     def __getitem__(self, ticket: Ticket) -> Row:
         pooled = {name: table[ticket.epoch % self.copies, ticket.index] for name, table in self.pooled.items()}
-        return Row(ticket, {}, self.pairs.draw(self.captions[ticket.index], ticket), pooled)
+        return Row(ticket, {}, self.pairs.draw(self.captions[ticket.index], ticket), pooled, self.keys[ticket.index])
 
 
 class _Frozen(Dataset):
@@ -176,7 +181,7 @@ class _Frozen(Dataset):
 
     def __getitem__(self, ticket: Ticket) -> tuple[Row, tuple[str, ...]]:
         sample, images, broken = self.pairs.varied(ticket)
-        return Row(ticket, images, {}, {}, broken), sample.captions
+        return Row(ticket, images, {}, {}, sample.key, broken), sample.captions
 
 
 def check_batch(data: DataPart, length: int) -> None:
@@ -208,6 +213,9 @@ def training_batches(
             texts={name: tokenize([r.texts[name] for r in rows]) for name in rows[0].texts},
             rows=torch.tensor([r.ticket.row for r in rows]),
             index=torch.tensor([r.ticket.index for r in rows]),
+            seeds=torch.tensor([seed_of(seed, r.ticket.step, r.ticket.row) for r in rows]),
+            ids={name: torch.tensor([seed_of(r.texts[name]) for r in rows]) for name in rows[0].texts},
+            keys=tuple(r.key for r in rows),
             broken=tuple(b for r in rows for b in r.broken),
             pooled=stack("pooled"),
         )

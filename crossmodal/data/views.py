@@ -6,7 +6,6 @@ a function of a seed given from outside, so that it does not depend on processes
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -62,12 +61,6 @@ def _from_pil(picture: Image.Image) -> Tensor:
             picture = white
         picture = picture.convert("RGB")
     return T.pil_to_tensor(picture)
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from seed, step, row, view …: the same on every machine and process."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class EvalView:

@@ -32,6 +32,8 @@ class Objective(nn.Module):
     needs: tuple[str, ...] = ()
     #: Initial values of the model's logit scale and bias that this objective asks for.
     init: dict[str, float] = {}
+    #: Figures to track beside the loss, left here by ``batch_terms``, ``pair_terms`` or ``after_step``; each [] without gradient.
+    figures: dict[str, Tensor] = {}
 
     def scalars(self) -> dict[str, Tensor]:
         """The objective's own learnable scalars, each [1]; they come back in ``batch_terms``."""
@@ -43,12 +45,28 @@ class Objective(nn.Module):
 
     def batch_terms(self, gathered: dict[str, Tensor], scalars: dict[str, Tensor]) -> Terms:
         """Loss terms from all rows: ``gathered`` is ``project``'s outcome for the whole batch, {name: [N, D]};
-        ``scalars`` holds the model's "logit_scale" (its log) and "logit_bias" where needed, and the objective's own."""
+        ``scalars`` holds the model's "logit_scale" (its log) and "logit_bias" where needed, and the objective's own.
+        Every process computes the whole; of a gradient, its own rows count (see ``pairwise`` for sharing the work)."""
+        return {}
+
+    def chance(self, pairs: int) -> dict[str, float]:
+        """What a batch term is, for ``pairs`` pairs, while the model knows nothing: a loss that stays there is named as such."""
         return {}
 
     def pair_terms(self, model: Model, batch: Batch, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
-        """Loss terms as (sum, count) over this process's pairs; counts are added over processes."""
+        """Loss terms as (sum, count) over this (micro-)batch's pairs; counts are added over micro-batches and processes."""
         return {}
+
+    def pair_counts(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The counts of ``pair_terms`` by themselves, where the batch tells them: micro-batches then need no first
+        pass through ``pair_terms``. None: they do."""
+        return None
 
     def after_step(self, model: Model, step: int) -> None:
         """Called once after every optimiser step: EMA teachers, running centres."""
+
+
+def pair(encoded: Encoded, duplicates: str) -> dict[str, Tensor]:
+    """What a pair contributes to a loss over pictures and texts; with their ids where duplicates are "positive"."""
+    ids = {"image_id": encoded["image:id"], "text_id": encoded["text:id"]} if duplicates == "positive" else {}
+    return {"image": encoded["image:embed"], "text": encoded["text:embed"], **ids}

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import math
+from typing import Literal
+
 from torch import Tensor
 
+from crossmodal import pairwise
 from crossmodal.batch import Encoded, Terms
-from crossmodal.objectives.base import Objective
+from crossmodal.objectives.base import Objective, pair
 
 
 class Contrastive(Objective):
-    """Symmetric InfoNCE (Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3).
+    """Symmetric InfoNCE (Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3), in O(N × tile) memory.
 
-    With unit-length embeddings x_i of pictures and y_j of texts and the logit scale s = exp(t)::
+    With unit-length embeddings x_i of pictures and y_j of texts, the logit scale s = exp(t), and P_i the
+    texts that belong to picture i (its own; where a batch holds the same picture or the same text
+    several times, those of all of them: ``pairwise.Positives``)::
 
         l_ij = s · x_i · y_j
-        loss = ½ · mean_i( −log softmax_j(l_ij)[i] ) + ½ · mean_j( −log softmax_i(l_ij)[j] )
+        loss = ½ · mean_i 1/|P_i| Σ_{j ∈ P_i} −log softmax_j(l_ij)  +  ½ · mean_j 1/|P_j| Σ_{i ∈ P_j} −log softmax_i(l_ij)
 
+    which is CLIP's loss where every pair is its own (Khosla et al. 2020, equation 2, for several positives).
     Natural logarithms: chance is ln N nats, for N pairs in the global batch. The scale starts at
-    1/0.07 and the model clamps it to 100 after each step. Softmax subtracts the maximum, so that
-    scale 100 does not overflow. Other pairs of the batch count as negatives, also where they happen
-    to show the same thing.
+    1/0.07 and the model clamps it to 100 after each step.
+
+    Args:
+        duplicates: "positive" counts equal pictures and equal texts of a batch as positives; "negative" is
+            CLIP's way, for which only a pair's own text is right.
     """
 
-    needs = ("image:embed", "text:embed", "logit_scale")
+    needs = ("image:embed", "text:embed", "image:id", "text:id", "logit_scale")
     init = {"logit_scale": 1 / 0.07}
 
+    def __init__(self, *, duplicates: Literal["positive", "negative"] = "positive"):
+        super().__init__()
+        self.duplicates = duplicates
+
     def project(self, encoded: Encoded) -> dict[str, Tensor]:
-        return {"image": encoded["image:embed"], "text": encoded["text:embed"]}
+        return pair(encoded, self.duplicates)
 
     def batch_terms(self, gathered: dict[str, Tensor], scalars: dict[str, Tensor]) -> Terms:
-        image, text = gathered["image"].float(), gathered["text"].float()  # [N, D]
-        logits = scalars["logit_scale"].exp() * image @ text.T  # [N, N], rows are pictures
-        target = torch.arange(len(logits), device=logits.device)
-        return {"contrastive": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
+        image, text, log_scale = gathered["image"], gathered["text"], scalars["logit_scale"]  # [N, D], [N, D], [1]
+        sums = pairwise.log_sum_exp(image, text, log_scale)
+        positives = pairwise.Positives(len(image), gathered.get("image_id"), gathered.get("text_id"))
+        right = log_scale.exp() * ((image * positives.sum(text) + text * positives.sum(image)).sum(1) / positives.count)  # [N]
+        self.figures = {
+            "image_to_text_in_batch": sums.row_hits.float().mean(),
+            "text_to_image_in_batch": sums.column_hits.float().mean(),
+        }
+        return {"contrastive": (sums.rows + sums.columns - right).mean() / 2}
+
+    def chance(self, pairs: int) -> dict[str, float]:
+        return {"contrastive": math.log(pairs)}

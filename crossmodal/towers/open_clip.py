@@ -11,7 +11,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from crossmodal import resources
+from crossmodal import chance, resources
 from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import ImagePart, TextPart
 from crossmodal.towers.base import ImageTower, TextTower, flatten_tokens, trim
@@ -69,6 +69,8 @@ class OpenClipImage(ImageTower):
         self.pretrained = bool(part.pretrained)
         self.scalars = _scalars(model) if self.pretrained else {}
         self.visual = visual = model.visual
+        patches = lambda m, salt: chance.PatchDropout(m.prob, int(m.exclude_first_token), salt)
+        chance.by_row(visual, lambda m: isinstance(m, open_clip.transformer.PatchDropout), patches)
         if part.projection == "linear":  # ours replaces the library's
             if hasattr(visual, "proj"):
                 visual.proj = None

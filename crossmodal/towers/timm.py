@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import timm
 import torch
+from timm.layers import DropPath, PatchDropout
 from torch import Tensor
 
+from crossmodal import chance
 from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import ImagePart
 from crossmodal.towers.base import ImageTower, flatten_tokens, load_weights
@@ -29,6 +31,9 @@ class TimmImage(ImageTower):
         config = self.model.pretrained_cfg
         full = {k: v.shape for k, v in self.model.state_dict().items()}
         self.model.reset_classifier(0)
+        chance.by_row(self.model, lambda m: isinstance(m, DropPath), lambda m, salt: chance.DropPath(m.drop_prob, salt))
+        patches = lambda m, salt: chance.PatchDropout(m.prob, m.num_prefix_tokens, salt)
+        chance.by_row(self.model, lambda m: isinstance(m, PatchDropout), patches)
         if file:
             load_weights(self.model, file, full)
         self.pretrained = bool(part.pretrained)

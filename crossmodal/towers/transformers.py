@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from crossmodal import resources
+from crossmodal import chance, resources
 from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart, TextPart
 from crossmodal.towers.base import ImageTower, TextTower, flatten_tokens
@@ -83,6 +83,9 @@ class HFImage(ImageTower):
         if self.dual:
             _drop(model, "text_model", "text_projection", "logit_scale", "logit_bias")
             model = model if self.own_head else model.vision_model
+        # Every architecture there has a copy of this class under a name of its own.
+        drops = lambda m: type(m).__name__.endswith("DropPath") and hasattr(m, "drop_prob")
+        chance.by_row(model, drops, lambda m, salt: chance.DropPath(m.drop_prob, salt))
         self.model = model
         vision = getattr(self.config, "vision_config", self.config)
         size = getattr(vision, "image_size", None) or image_size or 224

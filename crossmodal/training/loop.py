@@ -19,13 +19,13 @@ from accelerate.state import AcceleratorState
 
 from crossmodal import distributed, files
 from crossmodal.allocator import keep_freed_memory
+from crossmodal.chance import seed_of
 from crossmodal.data.loader import FrozenPairs, TrainingPairs, check_batch, sentences, training_batches
 from crossmodal.data.sources import open_source
-from crossmodal.data.views import seed_of
 from crossmodal.errors import UserError
 from crossmodal.model import Model
 from crossmodal.recipe import Recipe
-from crossmodal.training import checkpoint, folder, optim, task
+from crossmodal.training import checkpoint, folder, gradcache, optim, task
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", None: None}
 Evaluate = Callable[[Model], dict[str, float]]
@@ -75,6 +75,7 @@ def fit(recipe: Recipe, *, evaluate: Evaluate | None = None, resume: bool = Fals
         log.evaluation(step, figures)
 
     plain.train()
+    micro = recipe.data.micro_batch or recipe.data.batch_size
     step = state["step"]
     waited = time.monotonic()
     for batch in sentences(batches):
@@ -82,12 +83,11 @@ def fit(recipe: Recipe, *, evaluate: Evaluate | None = None, resume: bool = Fals
         broken.add(batch.broken)
         lr = optim.rate(step, recipe.optim, recipe.train.steps)
         optim.set_rate(optimizer, lr)
-        loss, terms = plain.loss(task.Outputs(*wrapped(batch.to(accelerator.device))))
+        loss, terms = gradcache.backward(plain, wrapped, batch.split(micro), accelerator)
         if not math.isfinite(loss.item()):
             where = checkpoint.newest(out)
             good = f"the last good checkpoint is {where}" if where else "no checkpoint was written before it"
             raise UserError(f"step {step + 1}: the loss is {loss.item()} ({_terms(terms)}); {good}. A lower optim.lr usually helps.")
-        accelerator.backward(loss)
         if recipe.optim.clip:
             accelerator.clip_grad_norm_(plain.parameters(), recipe.optim.clip)
         optimizer.step()
@@ -144,7 +144,7 @@ def _frozen(pairs: TrainingPairs, plain: task.Task, recipe: Recipe, accelerator:
     """The pairs with the frozen image tower's outputs computed. Errors: ``UserError`` where an objective wants more than those."""
     for need in plain.needs:
         view, _, field = need.partition(":")
-        if view in pairs.images and field not in ("embed", "pooled"):
+        if view in pairs.images and field not in ("id", "embed", "pooled"):
             raise UserError(f"data.cache_views keeps pooled features only, but an objective needs {need!r}; set it to 0.")
 
     @torch.inference_mode()

@@ -53,7 +53,12 @@ class Task(nn.Module):
         self.views = {n: v for n, v in self.views.items() if n in used}
         model.require(self.needs, {n: v.kind for n, v in self.views.items()})
 
-    def forward(self, batch: Batch) -> tuple[dict, dict, dict]:
+    @property
+    def batch_scope(self) -> bool:
+        """Whether any objective compares pairs with one another."""
+        return any(type(o).project is not Objective.project for o in self.objectives.values())
+
+    def forward(self, batch: Batch, projections_only: bool = False) -> tuple[dict, dict, dict]:
         """One (micro-)batch → the fields of ``Outputs``, as plain mappings that DDP can look through."""
         encoded = self.model.encode(batch, self.needs)
         shared = {"logit_scale": self.model.logit_scale, "logit_bias": self.model.logit_bias}
@@ -62,27 +67,61 @@ class Task(nn.Module):
             projections[name] = objective.project(encoded)
             # + 0: an output of the forward must not be the parameter itself
             scalars[name] = {k: v + 0 for k, v in shared.items() if k in objective.needs} | objective.scalars()
-            sums[name] = objective.pair_terms(self.model, batch, encoded)
+            sums[name] = {} if projections_only else objective.pair_terms(self.model, batch, encoded)
         return projections, scalars, sums
 
     def loss(self, outputs: Outputs) -> tuple[Tensor, Terms]:
-        """(weighted sum to call backward on, unweighted terms of the whole global batch).
+        """(weighted sum to call backward on, unweighted terms of the whole global batch), where a process has one micro-batch."""
+        loss, terms = self.batch_loss(outputs.projections, outputs.scalars)
+        counts = self.total_counts([{n: {t: c for t, (_, c) in own.items()} for n, own in outputs.sums.items()}])
+        pairs, pair_terms = self.pair_loss(outputs.sums, counts)
+        return loss + pairs, terms | pair_terms
 
-        Batch terms come from the rows of all processes. Pair terms are sums over all processes divided
-        by the count over all; a process's own sum is multiplied by their number, because DDP averages.
-        """
-        total = torch.zeros((), device=self.model.logit_scale.device)
-        terms: Terms = {}
-        for name, objective in self.objectives.items():
-            gathered = {k: distributed.gather(v) for k, v in outputs.projections[name].items()}
-            for term, value in objective.batch_terms(gathered, outputs.scalars[name]).items():
+    def batch_loss(self, projections: dict[str, dict[str, Tensor]], scalars: dict[str, dict[str, Tensor]]) -> tuple[Tensor, Terms]:
+        """(weighted sum, unweighted terms) of the terms over all pairs: this process's projections are gathered first."""
+        total, terms = torch.zeros((), device=self.model.logit_scale.device), {}
+        for name, own in projections.items():
+            gathered = {k: distributed.gather(v) for k, v in own.items()}
+            for term, value in self.objectives[name].batch_terms(gathered, scalars[name]).items():
                 terms[term] = value.detach()
                 total = total + self.weights[name] * value
-            for term, (part, count) in outputs.sums[name].items():
-                everyone = distributed.all_sum(count.detach().to(part.dtype))
-                total = total + self.weights[name] * part * distributed.world_size() / everyone
-                terms[term] = distributed.all_sum(part.detach()) / everyone
         return total, terms
+
+    def pair_loss(self, sums: dict[str, dict[str, tuple]], counts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, Terms]:
+        """(weighted sum, unweighted terms) of a (micro-)batch's pair terms, as its share of the whole batch's.
+
+        The value is that of all processes; the gradient is this process's own times their number, because DDP averages.
+        """
+        total, terms = torch.zeros((), device=self.model.logit_scale.device), {}
+        for name, own in sums.items():
+            for term, (part, _) in own.items():
+                share = part / counts[name][term]
+                terms[term] = distributed.all_sum(share.detach())
+                scaled = share * distributed.world_size()
+                total = total + self.weights[name] * (scaled - scaled.detach() + terms[term])
+        return total, terms
+
+    def pair_counts(self, batch: Batch) -> dict[str, dict[str, Tensor]] | None:
+        """Every objective's counts for a micro-batch, or None where one of them is known by computing its terms only."""
+        counts = {}
+        for name, objective in self.objectives.items():
+            known = {} if type(objective).pair_terms is Objective.pair_terms else objective.pair_counts(batch)
+            if known is None:
+                return None
+            counts[name] = known
+        return counts
+
+    def total_counts(self, micro: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+        """Counts added over micro-batches and processes."""
+        device = self.model.logit_scale.device
+        number = lambda count: torch.as_tensor(count).to(device, torch.float32)
+        total = lambda name, term: distributed.all_sum(torch.stack([number(m[name][term]) for m in micro]).sum())
+        return {name: {term: total(name, term) for term in own} for name, own in micro[0].items()}
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """What the objectives track beside their losses, since the last step."""
+        return {k: v for o in self.objectives.values() for k, v in o.figures.items()}
 
     def after_step(self, step: int) -> None:
         """What follows an optimiser step: the clamp of the logit scale, the objectives' own."""

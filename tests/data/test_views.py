@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_picture, seed_of
+from crossmodal.chance import seed_of
+from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_picture
 from crossmodal.recipe import Augment
 from tests.conftest import encoded, shape
 

@@ -6,19 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from crossmodal import pairwise
 from crossmodal.objectives.contrastive import Contrastive
 
 
-def naive(image: torch.Tensor, text: torch.Tensor, scale: float) -> float:
-    """Radford et al. 2021, figure 3, one pair at a time."""
+def naive(image: torch.Tensor, text: torch.Tensor, scale: float, image_id: list | None = None, text_id: list | None = None) -> float:
+    """Radford et al. 2021, figure 3, one pair at a time; mean log-probability over positives where there are several."""
     n = len(image)
+    image_id, text_id = image_id or list(range(n)), text_id or list(range(n))
     total = 0.0
     for i in range(n):
+        positives = [j for j in range(n) if image_id[i] == image_id[j] or text_id[i] == text_id[j]]
         row = [scale * float(image[i] @ text[j]) for j in range(n)]
         column = [scale * float(image[j] @ text[i]) for j in range(n)]
         for scores in (row, column):
             top = max(scores)
-            total += top + math.log(sum(math.exp(s - top) for s in scores)) - scores[i]
+            log_sum = top + math.log(sum(math.exp(s - top) for s in scores))
+            total += sum(log_sum - scores[j] for j in positives) / len(positives)
     return total / (2 * n)
 
 
@@ -57,3 +61,27 @@ def test_gradient_of_the_scale_equals_finite_differences():
     step = 1e-4
     by_hand = (naive(image, text, math.exp(2 + step)) - naive(image, text, math.exp(2 - step))) / (2 * step)
     assert log_scale.grad.item() == pytest.approx(by_hand, rel=1e-3)
+
+
+@pytest.mark.parametrize("tile", [1, 14, 2**22])
+def test_equal_pictures_and_texts_are_positives(tile, monkeypatch):
+    monkeypatch.setattr(pairwise, "TILE", tile)
+    torch.manual_seed(3)
+    image, text = (F.normalize(torch.randn(7, 4), dim=1) for _ in range(2))
+    image_id, text_id = [0, 1, 2, 0, 4, 5, 6], [9, 8, 7, 6, 8, 9, 9]  # of different kinds, overlapping
+    gathered = {"image": image, "text": text, "image_id": torch.tensor(image_id), "text_id": torch.tensor(text_id)}
+    log_scale = torch.tensor([math.log(20.0)])
+    assert Contrastive().batch_terms(gathered, {"logit_scale": log_scale})["contrastive"].item() == pytest.approx(
+        naive(image, text, 20.0, image_id, text_id), rel=1e-5
+    )
+    assert set(Contrastive(duplicates="negative").project({f"{v}:{f}": image for v in ("image", "text") for f in ("embed", "id")})) == {
+        "image",
+        "text",
+    }
+
+
+def test_accuracy_inside_the_batch_is_tracked():
+    image, text = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
+    objective = Contrastive()
+    objective.batch_terms({"image": image, "text": text}, {"logit_scale": torch.zeros(1)})
+    assert objective.figures["image_to_text_in_batch"] == objective.figures["text_to_image_in_batch"] == 0.5

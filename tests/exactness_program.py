@@ -1,0 +1,73 @@
+"""Run by test_exactness under torchrun: the gradient of one global batch, by objective, micro-batches and tile, into a file."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from crossmodal import distributed, pairwise, recipe
+from crossmodal.batch import Batch
+from crossmodal.chance import seed_of
+from crossmodal.training import gradcache, task
+
+recipe_file, out = sys.argv[1:3]
+torch.set_num_threads(1)
+accelerator = Accelerator(mixed_precision="no")
+WORDS = ["a", "red", "circle", "beside", "two", "green", "squares", "and", "one", "long", "black", "cross", "under", "the", "moon"]
+
+CASES = {
+    "contrastive": {"contrastive": {}},
+    "contrastive, no duplicates": {"contrastive": {"duplicates": "negative"}},
+    "sigmoid": {"sigmoid": {}},
+    "outside": {"tests.training.outside": {}},
+    "contrastive + outside": {"contrastive": {"weight": 0.7}, "tests.training.outside": {"weight": 1.3}},
+}
+N = 16
+
+
+def whole_batch(built: task.Task) -> Batch:
+    """Pictures and captions with repeats, cut to this process's share."""
+    generator = torch.Generator().manual_seed(5)
+    index = torch.arange(N)
+    index[3], index[9] = 12, 1  # the same picture twice
+    captions = [" ".join(WORDS[: 2 + (5 * n) % 13]) + f" {n}" for n in range(N)]
+    captions[6] = captions[14]  # the same caption twice
+    rows = slice(N * distributed.rank() // distributed.world_size(), N * (distributed.rank() + 1) // distributed.world_size())
+    views = {n: v.kind for n, v in built.views.items()}
+    return Batch(
+        images={
+            n: torch.randint(0, 255, (N, 3, 32, 32), generator=generator, dtype=torch.uint8)[rows] for n, k in views.items() if k == "image"
+        },
+        texts={n: built.model.text.tokenize(captions[rows]) for n, k in views.items() if k == "text"},
+        rows=torch.arange(N)[rows],
+        index=index[rows],
+        seeds=torch.tensor([seed_of(0, 7, row) for row in range(N)])[rows],
+        ids={n: torch.tensor([seed_of(c) for c in captions])[rows] for n, k in views.items() if k == "text"},
+    )
+
+
+gradients = {}
+for name, objectives in CASES.items():
+    for dtype in (torch.float32, torch.float64):
+        for tile in ("dense", "tiled"):
+            for micro in (1, 4):
+                pairwise.TILE = 2**22 if tile == "dense" else 3 * N
+                torch.manual_seed(0)
+                built = task.build(recipe.read(recipe_file, [f"objectives={objectives!r}".replace("'", '"')])).to(dtype).train()
+                wrapped = accelerator.prepare(built)
+                share = whole_batch(built)
+                loss, terms = gradcache.backward(built, wrapped, share.split(max(1, len(share) // micro)), accelerator)
+                case = f"{name}/{dtype}/{tile}/{micro}"
+                gradients[f"{case}/loss"] = loss.double().view(1)
+                for term, value in terms.items():
+                    gradients[f"{case}/term {term}"] = value.double().view(1)
+                for parameter, p in built.named_parameters():
+                    if p.requires_grad:
+                        gradients[f"{case}/{parameter}"] = p.grad.double()
+                accelerator.free_memory()
+if distributed.is_main():
+    save_file({k: v.contiguous() for k, v in gradients.items()}, out)
+if dist.is_initialized():
+    dist.destroy_process_group()

@@ -115,6 +115,9 @@ class TrainPart(Part):
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="null: as accelerate is configured.")
     checkpoint_every: int = Field(0, ge=0, description="In steps; 0: at the end only.")
     keep_last: PositiveInt = Field(3, description="How many checkpoints stay.")
+    keep_best: str | None = Field(
+        None, description="A figure of the evaluation (acc1, image_retrieval_recall@1 …): the checkpoint with the greatest stays as well."
+    )
     trackers: list[str] = Field(default_factory=lambda: ["tensorboard"], description="accelerate's: tensorboard, wandb …; [] none.")
 
 
@@ -136,9 +139,9 @@ class Recipe(Part):
     train: TrainPart = Field(default_factory=TrainPart)
     eval: EvalPart = Field(default_factory=EvalPart)
 
-    def save(self, path: Path) -> None:
-        """Write the resolved recipe as YAML."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    def yaml(self) -> str:
+        """The resolved recipe as YAML text."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def read(wanted: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -279,6 +282,8 @@ def _combinations(recipe: Recipe, said: dict[tuple, str], path: str) -> None:
         refuse("optim.warmup", f"is {recipe.optim.warmup}, but train.steps is only {recipe.train.steps}; warm up for fewer steps.")
     if recipe.eval.every and not (recipe.data.val or recipe.eval.benchmarks):
         refuse("eval.every", "asks for evaluation, but neither data.val nor eval.benchmarks says on what.")
+    if recipe.train.keep_best and not recipe.eval.every:
+        refuse("train.keep_best", "keeps the best of several evaluations; set eval.every.")
     for template in recipe.eval.templates:
         if "{}" not in template:
             refuse("eval.templates", f"has {template!r}, which lacks {{}} for the class name.")

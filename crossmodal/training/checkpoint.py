@@ -13,11 +13,12 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crossmodal import distributed, files
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, nearest
 from crossmodal.training.task import Task
 
 
@@ -28,27 +29,60 @@ def path(out: Path, step: int) -> Path:
 
 def newest(out: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
+    return next(iter(_all(out)[::-1]), None)
+
+
+def _all(out: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
     found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and (p / "state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def save(out: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, extra: dict, keep_last: int) -> None:
-    """Write the checkpoint after ``step`` steps and let old ones go. Every process calls this; one writes."""
+def save(out: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, extra: dict, keep_last: int) -> Path:
+    """Write the checkpoint after ``step`` steps and let old ones go, but for the best. Every process calls this; one writes.
+
+    Errors: ``UserError``, on every process, where it could not be written; older checkpoints are as they were.
+    """
     generators = distributed.all_objects(_generators())
+    target, problem = path(out, step), None
     if distributed.is_main():
-        target = path(out, step)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with files.whole_folder(target) as folder:
-            task.model.save(folder / "model")
-            save_file(_objective_state(task), folder / "objectives.safetensors")
-            tensors, groups = _pack(optimizer.state_dict())
-            save_file(tensors, folder / "optimizer.safetensors")
-            named = {f"{rank}.{name}": t for rank, own in enumerate(generators) for name, t in own.items()}
-            save_file(named, folder / "random.safetensors")
-            files.write_json(folder / "state.json", {"step": step, "optimizer": groups, **extra})
-        for old in sorted(target.parent.glob("step-*"))[:-keep_last]:
-            shutil.rmtree(old)
-    distributed.barrier()
+        try:
+            _write(target, step, task, optimizer, generators, extra)
+            best = _best(out)
+            for old in _all(out)[:-keep_last]:
+                if old.name != best.get("checkpoint"):
+                    shutil.rmtree(old)
+        except (OSError, SafetensorError) as error:
+            last = newest(out)
+            kept = f"{last} is whole, and --resume goes on from it" if last else "there is none before it"
+            problem = f"{target}: the checkpoint could not be written ({error}); {kept}."
+    problem = distributed.all_objects(problem)[0]
+    if problem:
+        raise UserError(problem)
+    return target
+
+
+def _write(target: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, generators: list, extra: dict) -> None:
+    with files.whole_folder(target) as folder:
+        task.model.save(folder / "model")
+        save_file(_objective_state(task), folder / "objectives.safetensors")
+        tensors, groups = _pack(optimizer.state_dict())
+        save_file(tensors, folder / "optimizer.safetensors")
+        named = {f"{rank}.{name}": t for rank, own in enumerate(generators) for name, t in own.items()}
+        save_file(named, folder / "random.safetensors")
+        files.write_json(folder / "state.json", {"step": step, "optimizer": groups, **extra})
+
+
+def mark_best(out: Path, step: int, figure: str, figures: dict[str, float]) -> None:
+    """Note the checkpoint of ``step`` in ``best.json`` if none was better so far. Errors: ``UserError`` for an unknown figure."""
+    if figure not in figures:
+        raise UserError(f"train.keep_best is {figure!r}, which the evaluation does not give; {nearest(figure, figures)}")
+    if figures[figure] > _best(out).get(figure, float("-inf")) and path(out, step).is_dir():
+        files.write_json(out / "best.json", {"checkpoint": path(out, step).name, "step": step, figure: figures[figure]})
+
+
+def _best(out: Path) -> dict:
+    return json.loads((out / "best.json").read_text(encoding="utf-8")) if (out / "best.json").is_file() else {}
 
 
 def restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> dict:
@@ -61,6 +95,7 @@ def restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> dict:
         task.model.load_state_dict(load_file(folder / "model" / "model.safetensors"))
         task.objectives.load_state_dict(load_file(folder / "objectives.safetensors"))
         optimizer.load_state_dict(_unpack(load_file(folder / "optimizer.safetensors"), state["optimizer"]))
+        _lay_out(optimizer)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder}: does not fit this recipe's model: {str(error).splitlines()[0]}") from error
     generators = load_file(folder / "random.safetensors")
@@ -70,6 +105,14 @@ def restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> dict:
         if "cuda" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda"])
     return state
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments their parameter's memory layout (channels last): files hold none, and fused steps go by memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _generators() -> dict[str, Tensor]:

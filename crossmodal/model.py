@@ -170,13 +170,22 @@ class Model(nn.Module):
         """The preprocessing of pictures outside training."""
         return views.EvalView(self.image_size, self.image.resize)
 
+    def compile_blocks(self) -> None:
+        """Compile the towers' repeated layers with torch.compile, in place: one compilation serves all of a kind."""
+        for tower in (self.image, self.text):
+            for block in tower.blocks():
+                block.compile()
+
     def clamp(self) -> None:
         """Keep the logit scale at most ``max_logit_scale`` (CLIP: 100)."""
         with torch.no_grad():
             self.logit_scale.clamp_(max=math.log(self.part.max_logit_scale))
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``model.json``, ``model.safetensors`` and the towers' files into ``folder`` (not atomic by itself)."""
+    def save(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write ``model.json``, ``model.safetensors`` and the towers' files into ``folder`` (not atomic by itself).
+
+        ``state`` stands in for ``state_dict()`` where this process does not hold the parameters whole.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for half in ("image", "text"):
@@ -193,7 +202,7 @@ class Model(nn.Module):
             "preprocessing": {"resize": self.image.resize, "mean": self.image.mean, "std": self.image.std},
         }
         (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        state = {k: v.detach().cpu().contiguous() for k, v in (state or self.state_dict()).items()}
         save_file(_unshared(state), folder / "model.safetensors")
 
 

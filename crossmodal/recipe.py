@@ -38,6 +38,9 @@ class TowerPart(Part):
     freeze: bool | list[str] = Field(
         False, description="true: the whole tower; a list: the parameters whose names match one of these patterns (blocks.0.*)."
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute each block's activations again in the backward pass: less memory, a third more work."
+    )
     lr_scale: float = Field(1.0, ge=0, description="This tower's learning rate, as a multiple of optim.lr.")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments for the library's own constructor.")
 
@@ -112,6 +115,12 @@ class OptimPart(Part):
 
 class TrainPart(Part):
     steps: PositiveInt = 1000
+    shard: bool = Field(
+        False, description="Share parameters and optimiser state out over the processes (FSDP2), for models that one cannot hold."
+    )
+    compile: bool = Field(
+        False, description="Compile the towers' blocks (torch.compile): a minute more at the start, faster steps on GPUs."
+    )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="null: as accelerate is configured.")
     checkpoint_every: int = Field(0, ge=0, description="In steps; 0: at the end only.")
     keep_last: PositiveInt = Field(3, description="How many checkpoints stay.")
@@ -289,6 +298,8 @@ def _combinations(recipe: Recipe, said: dict[tuple, str], path: str) -> None:
             refuse("eval.templates", f"has {template!r}, which lacks {{}} for the class name.")
     if recipe.data.cache_views and recipe.model.image.freeze is not True:
         refuse("data.cache_views", "keeps what the image tower makes of a picture, so it needs model.image.freeze: true.")
+    if recipe.train.shard and recipe.data.micro_batch == "auto":
+        refuse("data.micro_batch", "is auto, which tries the whole model on one process; with train.shard: true give a number.")
     crop = recipe.data.augment.crop
     if crop and not 0 < crop[0] <= crop[1] <= 1:
         refuse("data.augment.crop", f"is {list(crop)}; it takes two shares with 0 < least <= greatest <= 1.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from crossmodal import registry
 from crossmodal.errors import UserError
-from crossmodal.recipe import ImagePart, TextPart
-from crossmodal.towers.base import ImageTower, TextTower
+from crossmodal.recipe import ImagePart, TextPart, TowerPart
+from crossmodal.towers.base import ImageTower, TextTower, Tower
 
 
 def _class(part: ImagePart | TextPart, base: str) -> type:
@@ -17,13 +17,16 @@ def _class(part: ImagePart | TextPart, base: str) -> type:
 
 def build_image(part: ImagePart, image_size: int | None) -> ImageTower:
     """The image tower a recipe names, its weights loaded and frozen as the recipe says."""
-    tower = _class(part, "ImageTower")(part, image_size)
-    tower.freeze(part.freeze)
-    return tower
+    return _as_said(_class(part, "ImageTower")(part, image_size), part)
 
 
 def build_text(part: TextPart) -> TextTower:
     """The text tower a recipe names, its weights loaded and frozen as the recipe says."""
-    tower = _class(part, "TextTower")(part)
+    return _as_said(_class(part, "TextTower")(part), part)
+
+
+def _as_said(tower: Tower, part: TowerPart) -> Tower:
     tower.freeze(part.freeze)
+    if part.gradient_checkpointing:
+        tower.checkpoint_blocks()
     return tower

@@ -7,14 +7,16 @@ Adding a library is one file in this folder with an ``ImageTower`` and a ``TextT
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
-from crossmodal import resources
+from crossmodal import chance, resources
 from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart, TextPart
 
@@ -34,6 +36,29 @@ class Tower(nn.Module):
         """As ``nn.Module.train``; a tower that is frozen whole stays in evaluation mode (no dropout, no drop path)."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers, in order: what gradient checkpointing, sharding and compilation take one by one.
+
+        Those are the children of the outermost lists of modules of one kind, each with several parts that have parameters.
+        """
+        found: list[nn.Module] = []
+        for module in self.modules():
+            children = list(module.children())
+            of_one_kind = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(c) for c in children}) == 1
+            inside = any(module is m for block in found for m in block.modules())
+            if (
+                of_one_kind
+                and not inside
+                and all(sum(1 for m in c.modules() if any(True for _ in m.parameters(False))) > 1 for c in children)
+            ):
+                found += children
+        return found
+
+    def checkpoint_blocks(self) -> None:
+        """Gradient checkpointing (Chen et al. 2016): in training, each block's inside is computed again in the backward pass."""
+        for block in self.blocks():
+            block.forward = _again(block, block.forward)
+
     def freeze(self, what: bool | list[str]) -> None:
         """No gradient for the whole tower (true) or for parameters whose names match a pattern.
 
@@ -46,6 +71,15 @@ class Tower(nn.Module):
                 raise UserError(f"freeze pattern {pattern!r} matches no parameter of the tower; its names are like {some}.")
             for parameter in hit:
                 parameter.requires_grad_(False)
+
+
+def _again(block: nn.Module, forward: Callable) -> Callable:
+    def checkpointed(*arguments, **options):
+        if not (block.training and torch.is_grad_enabled()):
+            return forward(*arguments, **options)
+        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=chance.again, **options)
+
+    return checkpointed
 
 
 class ImageTower(Tower):

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossmodal import distributed, files
 from crossmodal.errors import UserError, nearest
+from crossmodal.training.sharding import like, whole
 from crossmodal.training.task import Task
 
 
@@ -44,10 +45,19 @@ def save(out: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, ext
     Errors: ``UserError``, on every process, where it could not be written; older checkpoints are as they were.
     """
     generators = distributed.all_objects(_generators())
+    model = {k: whole(v) for k, v in task.model.state_dict().items()}
+    objectives = {k: whole(v).detach().cpu().contiguous().clone() for k, v in task.objectives.state_dict().items()}
+    moments, groups = _pack(optimizer.state_dict())
     target, problem = path(out, step), None
     if distributed.is_main():
         try:
-            _write(target, step, task, optimizer, generators, extra)
+            with files.whole_folder(target) as folder:
+                task.model.save(folder / "model", model)
+                save_file(objectives, folder / "objectives.safetensors")
+                save_file(moments, folder / "optimizer.safetensors")
+                named = {f"{rank}.{name}": t for rank, own in enumerate(generators) for name, t in own.items()}
+                save_file(named, folder / "random.safetensors")
+                files.write_json(folder / "state.json", {"step": step, "optimizer": groups, **extra})
             best = _best(out)
             for old in _all(out)[:-keep_last]:
                 if old.name != best.get("checkpoint"):
@@ -60,17 +70,6 @@ def save(out: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, ext
     if problem:
         raise UserError(problem)
     return target
-
-
-def _write(target: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, generators: list, extra: dict) -> None:
-    with files.whole_folder(target) as folder:
-        task.model.save(folder / "model")
-        save_file(_objective_state(task), folder / "objectives.safetensors")
-        tensors, groups = _pack(optimizer.state_dict())
-        save_file(tensors, folder / "optimizer.safetensors")
-        named = {f"{rank}.{name}": t for rank, own in enumerate(generators) for name, t in own.items()}
-        save_file(named, folder / "random.safetensors")
-        files.write_json(folder / "state.json", {"step": step, "optimizer": groups, **extra})
 
 
 def mark_best(out: Path, step: int, figure: str, figures: dict[str, float]) -> None:
@@ -92,10 +91,9 @@ def restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> dict:
     """
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     try:
-        task.model.load_state_dict(load_file(folder / "model" / "model.safetensors"))
-        task.objectives.load_state_dict(load_file(folder / "objectives.safetensors"))
-        optimizer.load_state_dict(_unpack(load_file(folder / "optimizer.safetensors"), state["optimizer"]))
-        _lay_out(optimizer)
+        _load(task.model, load_file(folder / "model" / "model.safetensors"))
+        _load(task.objectives, load_file(folder / "objectives.safetensors"))
+        optimizer.load_state_dict(_unpack(load_file(folder / "optimizer.safetensors"), state["optimizer"], optimizer))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder}: does not fit this recipe's model: {str(error).splitlines()[0]}") from error
     generators = load_file(folder / "random.safetensors")
@@ -107,12 +105,9 @@ def restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> dict:
     return state
 
 
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments their parameter's memory layout (channels last): files hold none, and fused steps go by memory."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter).copy_(value)
+def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({k: like(v, own[k]) if k in own and own[k].shape == v.shape else v for k, v in state.items()})
 
 
 def _generators() -> dict[str, Tensor]:
@@ -122,14 +117,10 @@ def _generators() -> dict[str, Tensor]:
     return states
 
 
-def _objective_state(task: Task) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous().clone() for k, v in task.objectives.state_dict().items()}
-
-
 def _pack(state: dict) -> tuple[dict[str, Tensor], list[dict]]:
     """An optimiser's state as flat tensors ("7.exp_avg") and its groups as JSON."""
     tensors = {
-        f"{index}.{name}": torch.as_tensor(v).detach().cpu().contiguous()
+        f"{index}.{name}": whole(torch.as_tensor(v)).detach().cpu().contiguous()
         for index, own in state["state"].items()
         for name, v in own.items()
     }
@@ -139,9 +130,12 @@ def _pack(state: dict) -> tuple[dict[str, Tensor], list[dict]]:
     ]
 
 
-def _unpack(tensors: dict[str, Tensor], groups: list[dict]) -> dict:
+def _unpack(tensors: dict[str, Tensor], groups: list[dict], optimizer: torch.optim.Optimizer) -> dict:
+    """The reverse. Moments get their parameter's sharding and memory layout: files hold neither, and a fused step goes by memory."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        own = parameters[int(index)] if int(index) < len(parameters) else tensor
+        state.setdefault(int(index), {})[name] = like(tensor, own) if own.shape == tensor.shape else tensor
     return {"state": state, "param_groups": groups}

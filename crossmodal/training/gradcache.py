@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from crossmodal.batch import Batch, Terms
+from crossmodal.training.sharding import unsynced
 from crossmodal.training.task import Outputs, Task
 
 
@@ -54,7 +55,7 @@ def backward(task: Task, wrapped: nn.Module, batches: list[Batch], accelerator: 
     for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
         last = number == len(batches) - 1
         set_random_state(state)
-        with nullcontext() if last else accelerator.no_sync(wrapped):
+        with nullcontext() if last else unsynced(wrapped, accelerator):
             outputs = Outputs(*wrapped(batch.to(accelerator.device)))
             rows = slice(start, start + len(batch))
             parts = [(o * c.grad[rows]).sum() for o, c in _pairs(outputs.projections, projections) if c.grad is not None]

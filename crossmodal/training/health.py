@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crossmodal.batch import Terms
 from crossmodal.training.micro_batch import peak_memory
+from crossmodal.training.sharding import whole
 from crossmodal.training.task import Task
 
 WINDOW = 100  # steps: a loss at chance for so long is not warming up any more
@@ -54,7 +55,7 @@ def numbers(values: dict[str, Tensor]) -> dict[str, float]:
     """Tensors [] or [1] as numbers, brought from the device all at once."""
     if not values:
         return {}
-    return dict(zip(values, torch.stack([v.detach().float().reshape(()) for v in values.values()]).tolist(), strict=True))
+    return dict(zip(values, torch.stack([whole(v.detach()).float().reshape(()) for v in values.values()]).tolist(), strict=True))
 
 
 def what_is_not_finite(terms: Terms, keys: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ from crossmodal.data.sources import open_source
 from crossmodal.errors import UserError
 from crossmodal.model import Model
 from crossmodal.recipe import Recipe
-from crossmodal.training import checkpoint, folder, gradcache, micro_batch, optim, task
+from crossmodal.training import checkpoint, folder, gradcache, micro_batch, optim, sharding, task
 from crossmodal.training.health import Health, gradient_norm, memory, numbers, what_is_not_finite
 from crossmodal.training.stop import STATUS, Stop
 
@@ -62,7 +62,8 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     check_batch(recipe.data, len(source))
     torch.manual_seed(recipe.seed)  # the same weights on every process
     plain = task.build(recipe)
-    plain.to(accelerator.device)
+    if not recipe.train.shard:
+        plain.to(accelerator.device)
     done = folder.claim(out, recipe, resume)
     broken = folder.Broken(out, recipe.data.max_broken)
     pairs = TrainingPairs(source, plain.views, recipe.data, plain.model.image.resize, recipe.seed)
@@ -71,8 +72,10 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
         broken.add(pairs.broken)
     tokenize = plain.model.text.tokenize
     micro = _micro_batch(recipe, plain, pairs, len(source), out, accelerator)
-    optimizer = optim.build(plain, recipe.optim)
-    wrapped, optimizer = accelerator.prepare(plain, optimizer)
+    if recipe.train.compile:
+        plain.model.compile_blocks()
+    wrapped = sharding.shard(plain, accelerator) if recipe.train.shard else accelerator.prepare(plain)
+    optimizer = accelerator.prepare(optim.build(plain, recipe.optim))
     torch.manual_seed(seed_of(recipe.seed, "process", distributed.rank()))  # dropout differs between processes
     state = checkpoint.restore(done, plain, optimizer.optimizer) if done else {"step": 0, "seconds": 0.0}
     step = state["step"]
@@ -90,7 +93,8 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
 
     def evaluated() -> None:
         plain.eval()
-        figures = evaluate(plain.model)
+        with sharding.gathered(plain):
+            figures = evaluate(plain.model)
         plain.train()
         log.evaluation(step, figures)
         if recipe.train.keep_best and distributed.is_main():
@@ -140,9 +144,10 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     if evaluate:
         evaluated()
     log.close()
+    state = {k: sharding.whole(v) for k, v in plain.model.state_dict().items()}
     if distributed.is_main():
         with files.whole_folder(out / "model") as inside:
-            plain.model.save(inside)
+            plain.model.save(inside, state)
     distributed.barrier()
     accelerator.free_memory()
     return out

@@ -69,6 +69,7 @@ def test_checkpointed_blocks_give_the_same_gradient(tiny, micro):
     assert plain.keys() == ours.keys() and all(torch.equal(plain[k], ours[k]) for k in plain)
 
 
+@pytest.mark.slow  # compiling takes half a minute
 def test_compiled_blocks_give_the_same_gradient(tiny):
     plain, ours = gradients(tiny), gradients(tiny, compiled=True)
     largest = max(g.abs().max() for g in plain.values())

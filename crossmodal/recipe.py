@@ -51,8 +51,10 @@ class ImagePart(TowerPart):
     resize: Literal["shortest", "squash", "pad"] | None = Field(
         None, description="How a picture becomes square when it is not augmented: crop the middle, squash, or pad with white."
     )
-    frozen_norm_stats: bool | None = Field(
-        None, description="Keep batch-norm's running statistics as they are; null: yes for pretrained towers."
+    norm_stats: Literal["frozen", "live", "synced"] | None = Field(
+        None,
+        description="Batch-norm: frozen keeps the running statistics as they are; live uses those of a process's own (micro-)batch; "
+        "synced those of the whole batch, over all processes. null: frozen for pretrained towers, else live.",
     )
 
 
@@ -300,6 +302,8 @@ def _combinations(recipe: Recipe, said: dict[tuple, str], path: str) -> None:
         refuse("data.cache_views", "keeps what the image tower makes of a picture, so it needs model.image.freeze: true.")
     if recipe.train.shard and recipe.data.micro_batch == "auto":
         refuse("data.micro_batch", "is auto, which tries the whole model on one process; with train.shard: true give a number.")
+    if recipe.data.micro_batch and recipe.model.image.norm_stats == "synced":
+        refuse("data.micro_batch", "is set, but model.image.norm_stats: synced needs the whole batch at once; leave one of them out.")
     crop = recipe.data.augment.crop
     if crop and not 0 < crop[0] <= crop[1] <= 1:
         refuse("data.augment.crop", f"is {list(crop)}; it takes two shares with 0 < least <= greatest <= 1.")

@@ -22,6 +22,7 @@ CASES = {
     "contrastive, no duplicates": {"contrastive": {"duplicates": "negative"}},
     "sigmoid": {"sigmoid": {}},
     "outside": {"tests.training.outside": {}},
+    "contrastive, synced norm": {"contrastive": {}},
     "contrastive + outside": {"contrastive": {"weight": 0.7}, "tests.training.outside": {"weight": 1.3}},
 }
 N = 16
@@ -52,11 +53,14 @@ gradients = {}
 for name, objectives in CASES.items():
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
-        built = task.build(recipe.read(recipe_file, [f"objectives={objectives!r}".replace("'", '"')])).to(dtype).train()
+        said = [f"objectives={objectives!r}".replace("'", '"')]
+        if "synced" in name:
+            said += ["model.image.tower=timm:test_resnet", "model.image.kwargs={}", "model.image.norm_stats=synced"]
+        built = task.build(recipe.read(recipe_file, said)).to(dtype).train()
         wrapped = accelerator.prepare(built)
         share = whole_batch(built)
         for tile in ("dense", "tiled"):
-            for micro in (1, 4):
+            for micro in (1,) if "synced" in name else (1, 4):
                 pairwise.TILE = 2**22 if tile == "dense" else 3 * N
                 built.zero_grad(set_to_none=True)
                 loss, terms = gradcache.backward(built, wrapped, share.split(max(1, len(share) // micro)), accelerator)

@@ -92,6 +92,7 @@ class TrainingPairs(Dataset):
         self.source, self.seed = source, seed
         self.images = {n: self._view(v, data, resize) for n, v in views.items() if v.kind == "image"}
         self.texts = [n for n, v in views.items() if v.kind == "text"]
+        self.at_least = max((view.at_least for view in self.images.values()), default=1)
 
     @staticmethod
     def _view(spec: ViewSpec, data: DataPart, resize: str) -> TrainView:
@@ -127,7 +128,7 @@ class TrainingPairs(Dataset):
                 key = sample.key
                 if self.texts and not sample.captions:
                     raise BrokenPicture("has no caption")
-                return sample, load_picture(sample.image), tuple(broken)
+                return sample, load_picture(sample.image, self.at_least), tuple(broken)
             except (BrokenPicture, OSError) as error:
                 broken.append((key, str(error)))
         raise UserError(f"{TRIES} samples in a row cannot be used, the first {broken[0][0]!r}: {broken[0][1]}.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from crossmodal import chance, resources
+from crossmodal import chance, resources, synced_norm
 from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart, TextPart
 
@@ -90,7 +90,7 @@ class ImageTower(Tower):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resize: str = "shortest"
     memory_format = torch.contiguous_format
-    frozen_norm_stats: bool = False
+    norm_stats: str = "live"
 
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__()
@@ -99,7 +99,9 @@ class ImageTower(Tower):
         """Last line of a subclass's constructor: the recipe's word over the library's."""
         self.mean, self.std = part.mean or self.mean, part.std or self.std
         self.resize = part.resize or self.resize
-        self.frozen_norm_stats = self.pretrained if part.frozen_norm_stats is None else part.frozen_norm_stats
+        self.norm_stats = part.norm_stats or ("frozen" if self.pretrained else "live")
+        if self.norm_stats == "synced":
+            synced_norm.convert(self)
         shape = (1, 3, 1, 1)
         self.register_buffer("_mean", torch.tensor(self.mean).view(shape) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(shape) * 255, persistent=False)
@@ -109,7 +111,7 @@ class ImageTower(Tower):
     def train(self, mode: bool = True) -> ImageTower:
         """As ``nn.Module.train``; batch-norm keeps its statistics where they are frozen."""
         super().train(mode)
-        if self.training and self.frozen_norm_stats:
+        if self.training and self.norm_stats == "frozen":
             for module in self.modules():
                 if isinstance(module, _NormBase) and module.track_running_stats:
                     module.eval()

@@ -6,11 +6,13 @@ The tower is a randomly initialised EfficientNet-Lite0 at 128 pixels, batches of
 line is the ratio's median over the rounds, with the least and the greatest; more is better.
 """
 
-import os
-import statistics
-import subprocess
+import json
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rounds import compare
 
 
 def measure() -> float:
@@ -35,12 +37,7 @@ if __name__ == "__main__":
         from crossmodal.allocator import keep_freed_memory
 
         assert sys.argv[1] == "without" or keep_freed_memory(), "this system has no glibc to tell"
-        print(measure())
+        print(json.dumps({"pictures_per_second": measure()}))
     else:
-        ratios = []
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-        for number in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
-            rates = [float(subprocess.check_output([sys.executable, __file__, how], env=clean)) for how in ("with", "without")]
-            ratios.append(rates[0] / rates[1])
-            print(f"round {number + 1}: {rates[0]:.0f} against {rates[1]:.0f} pictures a second", flush=True)
-        print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+        rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+        compare(__file__, [], rounds, "pictures_per_second", "pictures a second", sides=("with", "without"))

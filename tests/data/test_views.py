@@ -76,3 +76,15 @@ def test_evaluation_view_is_square(resize):
     out = EvalView(16, resize)(picture)
     assert out.shape == (3, 16, 16) and out.dtype == torch.uint8
     assert (out[:, 0] == 255).all() == (resize == "pad")
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_needed():
+    picture = Image.effect_noise((640, 480), 60).convert("RGB").resize((640, 480))
+    data = encoded(picture, "JPEG")
+    whole, half, quarter = (load_picture(data, n) for n in (None, 237, 120))
+    assert (whole.shape, half.shape, quarter.shape) == ((3, 480, 640), (3, 240, 320), (3, 120, 160))
+    assert load_picture(data, 241).shape == whole.shape, "never smaller than asked"
+    averaged = torch.nn.functional.avg_pool2d(whole.float(), 2)
+    assert (half.float() - averaged).abs().mean() < 3, "the same picture"
+    assert load_picture(encoded(picture, "PNG"), 100).shape == whole.shape
+    assert TrainView(224, Augment(crop=(0.9, 1.0))).at_least == 237 and TrainView(224, Augment(crop=None)).at_least == 224

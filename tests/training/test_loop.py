@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -182,3 +185,28 @@ def test_everything_frozen_is_refused(tiny):
     built.requires_grad_(False)
     with pytest.raises(UserError, match="nothing is left to train"):
         optim.groups(built, said.optim)
+
+
+def test_two_machines_equal_one(tiny, tmp_path):
+    """Two launches that meet at an address, as on two machines: what docs/scaling.md shows."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outs = [tmp_path / name for name in ("one", "two")]
+    common = ["train", str(tiny), "data.val=null"]
+    assert launch(1, *common, f"out={outs[0]}").returncode == 0
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
+    meet = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    machines = [
+        subprocess.Popen(
+            [*start, "--machine_rank", str(rank), *meet, "-m", "crossmodal", *common, f"out={outs[1]}"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for machine in machines:
+        _, said = machine.communicate(timeout=120)
+        assert machine.returncode == 0, said[-3000:]
+    for a, b in zip(*map(metrics, outs), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)

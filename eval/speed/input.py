@@ -1,0 +1,117 @@
+"""The input pipeline, in pictures a second and core, against open_clip's own training transform.
+
+    python eval/speed/input.py [--data SHARDS.tar] [--from tar|files] [--side 480] [--pictures 1000] [--rounds 3]
+
+Both sides read the same JPEGs on one core and make augmented batches of 224 × 224: ours by the training loader, theirs by
+open_clip's ``image_transform`` on webdataset (from a tar) or on its CSV data set (from files). Pictures of the source are first
+enlarged to ``--side`` pixels, a usual size of web pictures. The last line is pictures a second, ours over theirs.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rounds import compare
+
+CROP = (0.9, 1.0)  # open_clip's default
+
+
+def write(folder: Path, data: str, pictures: int, side: int) -> None:
+    """``pairs.tar``, and the same pairs as files with ``pairs.csv``."""
+    from PIL import Image
+
+    from crossmodal.data.sources import open_source
+
+    source = open_source(data)
+    lines = ["filepath,title"]
+    with tarfile.open(folder / "pairs.tar", "w") as tar:
+        for n in range(pictures):
+            sample = source[n % len(source)]
+            picture = Image.open(io.BytesIO(sample.image)).convert("RGB")
+            encoded = io.BytesIO()
+            picture.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=90)
+            caption = sample.captions[0].replace(",", " ").replace('"', "")
+            (folder / f"{n:06d}.jpg").write_bytes(encoded.getvalue())
+            lines.append(f"{folder}/{n:06d}.jpg,{caption}")
+            for name, content in ((f"{n:06d}.jpg", encoded.getvalue()), (f"{n:06d}.txt", caption.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+
+
+def ours(folder: Path, how: str, pictures: int) -> dict:
+    import torch
+
+    from crossmodal.batch import ViewSpec
+    from crossmodal.data.loader import TrainingPairs, training_batches
+    from crossmodal.data.sources import open_source
+    from crossmodal.recipe import Augment, DataPart
+
+    source = open_source(str(folder / ("pairs.tar" if how == "tar" else "pairs.csv")))
+    data = DataPart(batch_size=100, workers=0, augment=Augment(crop=CROP))
+    pairs = TrainingPairs(source, {"image": ViewSpec("image"), "text": ViewSpec("text")}, data, "shortest", 0)
+    tokenize = lambda texts: torch.zeros(len(texts), 1)  # no text: pictures are what is compared
+    return rate(iter(training_batches(pairs, len(source), data, tokenize, 0, 0, pictures // 100)), lambda batch: len(batch))
+
+
+def theirs(folder: Path, how: str, pictures: int) -> dict:
+    import open_clip
+    import torch
+    from open_clip_train.data import CsvDataset
+
+    transform = open_clip.image_transform(224, is_train=True)
+    if how == "files":
+        data = CsvDataset(str(folder / "pairs.csv"), transform, "filepath", "title", sep=",", tokenizer=lambda texts: [texts])
+        loader = torch.utils.data.DataLoader(data, batch_size=100, shuffle=True, num_workers=0)
+    else:
+        import webdataset as wds
+
+        data = wds.WebDataset(str(folder / "pairs.tar"), shardshuffle=False).shuffle(1000, initial=100).decode("pilrgb")
+        loader = data.rename(image="jpg;png", text="txt").map_dict(image=transform).to_tuple("image", "text").batched(100)
+    return rate(iter(loader), lambda batch: len(batch[0]))
+
+
+def rate(batches, size) -> dict:
+    next(batches)  # files opened, buffers filled
+    begun, seen = time.perf_counter(), 0
+    for batch in batches:
+        seen += size(batch)
+    return {"pictures_per_second": seen / (time.perf_counter() - begun)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("side_of", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--data", default="emoji:twemoji")
+    parser.add_argument("--from", dest="how", choices=("tar", "files"), default="tar")
+    parser.add_argument("--side", type=int, default=480)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.side_of:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {0})  # one core for either side
+        import torch
+
+        torch.set_num_threads(1)
+        side, folder = options.side_of
+        print(json.dumps({"ours": ours, "theirs": theirs}[side](Path(folder), options.how, options.pictures)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), options.data, options.pictures, options.side)
+            compare(
+                __file__,
+                [folder, f"--from={options.how}", f"--pictures={options.pictures}"],
+                options.rounds,
+                "pictures_per_second",
+                "pictures a second",
+            )

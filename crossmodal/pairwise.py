@@ -39,13 +39,14 @@ class LogSumExps(NamedTuple):
     column_hits: Tensor  # bool [N]
 
 
-def log_sum_exp(x: Tensor, y: Tensor, log_scale: Tensor) -> LogSumExps:
+def log_sum_exp(x: Tensor, y: Tensor, log_scale: Tensor, without_self: bool = False) -> LogSumExps:
     """Row and column log-sum-exps of l_ij = exp(t) · x_i · y_j, for x and y [N, D] and t [1].
 
-    The largest entry is subtracted before ``exp``, so scale 100 does not overflow.
+    The largest entry is subtracted before ``exp``, so scale 100 does not overflow. ``without_self`` leaves l_ii out,
+    for losses that compare a batch with itself; hits then mean nothing.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return LogSumExps(*_LogSumExp.apply(*_fp32(x, y, log_scale)))
+        return LogSumExps(*_LogSumExp.apply(*_fp32(x, y, log_scale), without_self))
 
 
 def softplus(x: Tensor, y: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
@@ -119,16 +120,18 @@ def _backward(
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        n, scale = len(x), t.exp()
+    def forward(ctx, x: Tensor, y: Tensor, t: Tensor, without_self: bool) -> tuple[Tensor, ...]:
+        n, scale, ctx.without_self = len(x), t.exp(), without_self
         rows, columns = x.new_zeros(n), x.new_full((n,), -torch.inf)
         best, own = x.new_full((2, n), -torch.inf), x.new_zeros(n)  # largest entry of each row and column, and l_ii
         ctx.kept = None
         for at in _tiles(n):
             tile = (x[at] * scale) @ y.T  # [rows, N]
-            own[at] = tile.diagonal(at.start)[: at.stop - at.start]
+            own[at] = tile.diagonal(at.start)
+            if without_self:
+                tile.diagonal(at.start).fill_(-torch.inf)
             for axis, out in ((1, rows), (0, columns)):
-                top = tile.amax(axis, keepdim=True)
+                top = tile.amax(axis, keepdim=True).clamp_min_(torch.finfo(tile.dtype).min)  # a row of -inf alone
                 sums = (tile - top).exp_().sum(axis).log_() + top.squeeze(axis)
                 if axis:
                     out[at], best[0, at] = sums, top.squeeze(axis)
@@ -147,14 +150,16 @@ class _LogSumExp(torch.autograd.Function):
         return rows, columns, *hits
 
     @staticmethod
-    def backward(ctx, row_grad: Tensor, column_grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, row_grad: Tensor, column_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, y, t, rows, columns = ctx.saved_tensors
 
         def weigh(at: slice, tile: Tensor) -> Tensor:
+            if ctx.without_self:
+                tile.diagonal(at.start).fill_(-torch.inf)
             p = (tile - columns).exp_().mul_(column_grad)
             return p.addcmul_((tile - rows[at, None]).exp_(), row_grad[at, None])
 
-        return _backward(x, y, t.exp(), weigh, 0.0, ctx.kept)[:3]
+        return *_backward(x, y, t.exp(), weigh, 0.0, ctx.kept)[:3], None
 
 
 class _Softplus(torch.autograd.Function):

@@ -21,6 +21,8 @@ CASES = {
     "contrastive": {"contrastive": {}},
     "contrastive, no duplicates": {"contrastive": {"duplicates": "negative"}},
     "sigmoid": {"sigmoid": {}},
+    "simclr": {"simclr": {"hidden": 24, "out": 16}},
+    "contrastive + simclr": {"contrastive": {}, "simclr": {"hidden": 24, "out": 16}},
     "outside": {"tests.training.outside": {}},
     "contrastive, synced norm": {"contrastive": {}},
     "contrastive + outside": {"contrastive": {"weight": 0.7}, "tests.training.outside": {"weight": 1.3}},

@@ -32,8 +32,13 @@ class Objective(nn.Module):
     needs: tuple[str, ...] = ()
     #: Initial values of the model's logit scale and bias that this objective asks for.
     init: dict[str, float] = {}
+    #: Whether it can only be computed on a process's whole share at once (a norm over the batch), not in micro-batches.
+    whole_batch: bool = False
     #: Figures to track beside the loss, left here by ``batch_terms``, ``pair_terms`` or ``after_step``; each [] without gradient.
     figures: dict[str, Tensor] = {}
+
+    def attach(self, model: Model) -> None:
+        """Called once with the model: the place to make parameters whose shapes follow from it."""
 
     def scalars(self) -> dict[str, Tensor]:
         """The objective's own learnable scalars, each [1]; they come back in ``batch_terms``."""

@@ -52,6 +52,8 @@ class Task(nn.Module):
         used = {need.partition(":")[0] for need in self.needs}
         self.views = {n: v for n, v in self.views.items() if n in used}
         model.require(self.needs, {n: v.kind for n, v in self.views.items()})
+        for objective in objectives.values():
+            objective.attach(model)
 
     @property
     def batch_scope(self) -> bool:
@@ -139,6 +141,8 @@ def build(recipe: Recipe) -> Task:
         objectives[name] = cls(**{k: v for k, v in options.items() if k != "weight"})
     init: dict[str, float] = {}
     for name, objective in objectives.items():
+        if objective.whole_batch and recipe.data.micro_batch:
+            raise UserError(f"objectives.{name} needs the whole batch at once as it is set here; leave data.micro_batch out.")
         for scalar, value in objective.init.items():
             if init.setdefault(scalar, value) != value:
                 raise UserError(

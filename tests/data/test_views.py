@@ -76,6 +76,8 @@ def test_evaluation_view_is_square(resize):
     out = EvalView(16, resize)(picture)
     assert out.shape == (3, 16, 16) and out.dtype == torch.uint8
     assert (out[:, 0] == 255).all() == (resize == "pad")
+    picture[:, :, :10] = 200  # the outer quarter: cut off by the middle crop, kept by the others
+    assert (EvalView(16, resize)(picture)[0, 8, 0] > 100) == (resize != "shortest")
 
 
 def test_a_large_jpeg_is_decoded_no_larger_than_needed():

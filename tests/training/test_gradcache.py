@@ -1,5 +1,7 @@
 """Gradient caching: both passes see the same chance, statistics move once, counts are asked where the batch tells them."""
 
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -54,9 +56,14 @@ def test_one_micro_batch_has_one_forward(tiny):
 def test_running_statistics_count_a_batch_once(tiny):
     said = recipe.read(tiny, ["model.image.tower=timm:test_resnet", "model.image.kwargs={}"])
     built = task.build(said).train()
-    norm = next(m for m in built.modules() if isinstance(m, nn.BatchNorm2d))
-    gradcache.backward(built, built, batch_for(built).split(2), Accelerator())
+    batches = batch_for(built).split(2)
+    once = copy.deepcopy(built)
+    for batch in batches:
+        once(batch)
+    gradcache.backward(built, built, batches, Accelerator())
+    norm, expected = (next(m for m in t.modules() if isinstance(m, nn.BatchNorm2d)) for t in (built, once))
     assert norm.num_batches_tracked == 3 and norm.momentum == 0.1
+    assert torch.equal(norm.running_mean, expected.running_mean) and torch.equal(norm.running_var, expected.running_var)
 
 
 class Counted(Objective):

@@ -95,19 +95,26 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """FLIP's masking (Li et al. 2023): in training a share ``p`` of the patches is left out; the first ``prefix`` tokens stay."""
+    """FLIP's masking (Li et al. 2023): in training a share ``p`` of the patches is left out; the first ``prefix`` tokens stay.
+
+    Where ``keep`` [B, kept] is set, those patches are taken and no others.
+    """
 
     def __init__(self, p: float, prefix: int, salt: int):
         super().__init__()
         self.p, self.prefix, self.salt = p, prefix, salt
+        self.keep: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [B, prefix + T, W] → [B, prefix + kept, W]
-        if not self.training or self.p == 0:
-            return x
         batch, total, width = x.shape
-        patches = total - self.prefix
-        kept = max(1, int(patches * (1 - self.p)))
-        chosen = uniform(batch, patches, self.salt, x.device).topk(kept).indices.sort().values  # [B, kept]
+        if self.keep is not None:
+            chosen = self.keep
+        elif self.training and self.p:
+            patches = total - self.prefix
+            kept = max(1, int(patches * (1 - self.p)))
+            chosen = uniform(batch, patches, self.salt, x.device).topk(kept).indices.sort().values  # [B, kept]
+        else:
+            return x
         first = torch.arange(self.prefix, device=x.device).expand(batch, -1)
         return x.gather(1, torch.cat((first, chosen + self.prefix), 1)[..., None].expand(-1, -1, width))
 

@@ -90,7 +90,7 @@ class Model(nn.Module):
                 fields[kinds[view]].add(field)
         for half in fields:
             tower = getattr(self, half)
-            known = {"id", "embed", *tower.fields}
+            known = {"id", "embed", *tower.fields, *(["pixels"] if half == "image" else [])}
             for name in fields[half] - known:
                 raise UserError(f"model.{half}: the tower cannot give {name!r}; {nearest(name, known)}")
             if not fields[half] - {"id"}:
@@ -104,7 +104,8 @@ class Model(nn.Module):
         """{"view:field": tensor} for every one asked, each view through its tower once.
 
         Views of pictures are those in ``batch.images``, texts those in ``batch.texts``; a view's
-        half is the one whose mapping holds it. The field "id" [B] is equal for equal pictures or captions.
+        half is the one whose mapping holds it. The field "id" [B] is equal for equal pictures or captions; "pixels" are a
+        view's pictures as they are, for objectives that encode for themselves.
         """
         encoded: Encoded = {}
         by_view: dict[str, set[str]] = {}
@@ -115,8 +116,8 @@ class Model(nn.Module):
         for view, wanted in by_view.items():
             half = "text" if view in batch.texts else "image"
             with chance.rows(batch.seeds, view):
-                out = self._tower(half, view, batch, wanted) if wanted - {"id"} else {}
-            out["id"] = batch.ids.get(view, batch.index)
+                out = self._tower(half, view, batch, wanted) if wanted - {"id", "pixels"} else {}
+            out |= {"id": batch.ids.get(view, batch.index), "pixels": batch.images.get(view)}
             if "embed" in wanted:
                 out["embed"] = self._embed(half, out["pooled"])
             encoded.update({f"{view}:{field}": out[field] for field in wanted})

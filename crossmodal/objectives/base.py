@@ -37,8 +37,8 @@ class Objective(nn.Module):
     #: Figures to track beside the loss, left here by ``batch_terms``, ``pair_terms`` or ``after_step``; each [] without gradient.
     figures: dict[str, Tensor] = {}
 
-    def attach(self, model: Model) -> None:
-        """Called once with the model: the place to make parameters whose shapes follow from it."""
+    def attach(self, model: Model, steps: int) -> None:
+        """Called once, with the model and the steps that training takes: the place for parameters whose shapes follow from the model."""
 
     def scalars(self) -> dict[str, Tensor]:
         """The objective's own learnable scalars, each [1]; they come back in ``batch_terms``."""

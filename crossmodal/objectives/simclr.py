@@ -57,7 +57,7 @@ class SimCLR(Objective):
         self.temperature, self.hidden, self.out, self.norm = temperature, hidden, out, norm
         self.whole_batch = norm == "synced"
 
-    def attach(self, model: Model) -> None:
+    def attach(self, model: Model, steps: int) -> None:
         layers: list[nn.Module] = []
         for inside in (model.image.width, self.hidden):
             layers.append(nn.Linear(inside, self.hidden))

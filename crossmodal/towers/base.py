@@ -24,7 +24,8 @@ from crossmodal.recipe import ImagePart, TextPart
 class Tower(nn.Module):
     """Half a model. Subclasses set these in their constructor."""
 
-    width: int  # W, of "pooled" (and of "tokens", where there are any)
+    width: int  # W, of "pooled"
+    token_width: int  # W, of "tokens", where there are any
     fields: tuple[str, ...] = ("pooled",)  # what ``forward`` can give
     scalars: dict[str, float] = {}  # "logit_scale" (not its log), "logit_bias": what came with a pretrained pair
     pretrained: bool = False
@@ -91,9 +92,12 @@ class ImageTower(Tower):
     resize: str = "shortest"
     memory_format = torch.contiguous_format
     norm_stats: str = "live"
+    patches: chance.PatchDropout | None  # where a ViT can be given some of its patches only
+    patch_size: int = 0  # pixels a side, where ``patches`` is set
 
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__()
+        self.patches = None
 
     def settle(self, part: ImagePart) -> None:
         """Last line of a subclass's constructor: the recipe's word over the library's."""
@@ -116,6 +120,14 @@ class ImageTower(Tower):
                 if isinstance(module, _NormBase) and module.track_running_stats:
                     module.eval()
         return self
+
+    def tokens_of(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Pictures and the patches to keep [B, K] → those patches' tokens [B, K, W], no others computed."""
+        self.patches.keep = kept
+        try:
+            return self(images)["tokens"]
+        finally:
+            self.patches.keep = None
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] → float, by the tower's mean and std."""

@@ -69,8 +69,10 @@ class OpenClipImage(ImageTower):
         self.pretrained = bool(part.pretrained)
         self.scalars = _scalars(model) if self.pretrained else {}
         self.visual = visual = model.visual
-        patches = lambda m, salt: chance.PatchDropout(m.prob, int(m.exclude_first_token), salt)
-        chance.by_row(visual, lambda m: isinstance(m, open_clip.transformer.PatchDropout), patches)
+        if isinstance(visual, open_clip.transformer.VisionTransformer):
+            rate = getattr(visual.patch_dropout, "prob", 0.0)
+            self.patches = visual.patch_dropout = chance.PatchDropout(rate, 1, chance.seed_of("patch_dropout"))
+            self.patch_size = visual.patch_size[0]
         if part.projection == "linear":  # ours replaces the library's
             if hasattr(visual, "proj"):
                 visual.proj = None
@@ -89,7 +91,8 @@ class OpenClipImage(ImageTower):
         self.settle(part)
         with torch.no_grad():
             self.eval()
-            self.width = self.forward(torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8))["pooled"].shape[-1]
+            out = self.forward(torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8))
+            self.width, self.token_width = out["pooled"].shape[-1], out.get("tokens", out["pooled"]).shape[-1]
             self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -131,6 +134,7 @@ class OpenClipText(TextTower):
             self.width = text.output_dim if part.projection == "none" else text.config.hidden_size
             if part.projection == "linear":
                 text.proj = nn.Identity()
+        self.token_width = text.width if self.own_transformer else text.config.hidden_size
         self.context_length = text.context_length
         try:
             self.tokenizer = open_clip.get_tokenizer(part.tower.partition(":")[2], context_length=self.context_length)

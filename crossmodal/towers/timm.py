@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import timm
 import torch
-from timm.layers import DropPath, PatchDropout
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from crossmodal import chance
@@ -32,13 +33,16 @@ class TimmImage(ImageTower):
         full = {k: v.shape for k, v in self.model.state_dict().items()}
         self.model.reset_classifier(0)
         chance.by_row(self.model, lambda m: isinstance(m, DropPath), lambda m, salt: chance.DropPath(m.drop_prob, salt))
-        patches = lambda m, salt: chance.PatchDropout(m.prob, m.num_prefix_tokens, salt)
-        chance.by_row(self.model, lambda m: isinstance(m, PatchDropout), patches)
         if file:
             load_weights(self.model, file, full)
         self.pretrained = bool(part.pretrained)
         self.width = self.model.head_hidden_size if hasattr(self.model, "head_hidden_size") else self.model.num_features
+        self.token_width = self.model.num_features
         self.prefix = getattr(self.model, "num_prefix_tokens", 0)
+        if isinstance(self.model, VisionTransformer):
+            rate = getattr(self.model.patch_drop, "prob", 0.0)
+            self.patches = self.model.patch_drop = chance.PatchDropout(rate, self.prefix, chance.seed_of("patch_drop"))
+            self.patch_size = self.model.patch_embed.patch_size[0]
         self.channels_last_map = str(getattr(self.model, "output_fmt", "NCHW")).upper().endswith("NHWC")
         self.image_size = image_size or config["input_size"][-1]
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])

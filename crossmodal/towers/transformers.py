@@ -100,7 +100,8 @@ class HFImage(ImageTower):
         with torch.no_grad():
             self.eval()
             zeros = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
-            self.width = self.forward(zeros)["pooled"].shape[-1]
+            out = self.forward(zeros)
+            self.width, self.token_width = out["pooled"].shape[-1], out["tokens"].shape[-1]
             self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ class HFText(TextTower):
             self.causal = self._is_causal()
             short, long = (self.forward(self.tokenize(["a picture"], trimmed)) for trimmed in (True, False))
             self.trim_exact = torch.allclose(short["pooled"], long["pooled"], atol=1e-5)
-            self.width = short["pooled"].shape[-1]
+            self.width, self.token_width = short["pooled"].shape[-1], short["tokens"].shape[-1]
         self.train()
 
     def _is_causal(self) -> bool:

@@ -36,9 +36,10 @@ class Task(nn.Module):
         model: the dual encoder.
         objectives: by recipe name.
         weights: each objective's weight.
+        steps: how many training takes.
     """
 
-    def __init__(self, model: Model, objectives: dict[str, Objective], weights: dict[str, float]):
+    def __init__(self, model: Model, objectives: dict[str, Objective], weights: dict[str, float], steps: int = 0):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict({n.replace(".", "_"): o for n, o in objectives.items()})
@@ -53,7 +54,7 @@ class Task(nn.Module):
         self.views = {n: v for n, v in self.views.items() if n in used}
         model.require(self.needs, {n: v.kind for n, v in self.views.items()})
         for objective in objectives.values():
-            objective.attach(model)
+            objective.attach(model, steps)
 
     @property
     def batch_scope(self) -> bool:
@@ -154,4 +155,4 @@ def build(recipe: Recipe) -> Task:
         **{f"init_{k}": v for k, v in init.items()},
         templates=recipe.eval.templates,
     )
-    return Task(model, objectives, weights)
+    return Task(model, objectives, weights, recipe.train.steps)

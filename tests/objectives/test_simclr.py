@@ -49,7 +49,7 @@ def test_the_head_is_slips():
     hidden = {"none": "Linear ReLU", "synced": "Linear SyncedBatchNorm ReLU"}
     for norm, layers in hidden.items():
         objective = SimCLR(norm=norm)
-        objective.attach(Model())
+        objective.attach(Model(), 0)
         assert " ".join(type(m).__name__ for m in objective.head) == f"{layers} {layers} Linear"
         assert [m.out_features for m in objective.head if hasattr(m, "out_features")] == [4096, 4096, 256]
     z = objective._project(torch.randn(4, 12))

@@ -19,7 +19,7 @@ demo: .venv/ready
 	$(BIN)/crossmodal index build $(DEMO)/embeddings -o $(DEMO)/index
 	$(BIN)/crossmodal search $(DEMO)/index "a sad face" -k 10 --grid $(DEMO)/search-sad-face.png
 	$(BIN)/crossmodal search $(DEMO)/index "fruit" -k 10 --grid $(DEMO)/search-fruit.png
-	$(BIN)/crossmodal search $(DEMO)/index "a farm animal" -k 10 --grid $(DEMO)/search-farm-animal.png
+	$(BIN)/crossmodal search $(DEMO)/index "a vehicle" -k 10 --grid $(DEMO)/search-vehicle.png
 	@echo "pictures: $(DEMO)/search-*.png   report: $(DEMO)/run/report.html"
 	$(BIN)/crossmodal zeroshot $(DEMO)/run --data emoji:openmoji --output $(DEMO)/zeroshot.json
 

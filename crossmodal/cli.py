@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"crossmodal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("crossmodal: interrupted", file=sys.stderr)
+        hint = "; --resume goes on from the newest checkpoint (train.checkpoint_every says how often one is written)"
+        print(f"crossmodal: interrupted{hint if options.run is _train else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing more to say
@@ -344,6 +345,8 @@ def _recipes_show(options: argparse.Namespace) -> None:
 def _recipes_validate(options: argparse.Namespace) -> None:
     said = recipe.read(options.recipe, options.overrides)
     print(f"{options.recipe}: a valid recipe ({' + '.join(said.objectives)}, {said.train.steps:,} steps of {said.data.batch_size:,} pairs)")
+    if not said.data.train:
+        print("data.train is not set yet; say what to train on, such as data.train=my.csv")
 
 
 def _recipes_copy(options: argparse.Namespace) -> None:

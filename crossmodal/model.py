@@ -150,7 +150,7 @@ class Model(nn.Module):
         out = []
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
-            stack = torch.stack([view(x if isinstance(x, Tensor) else views.load_picture(x)) for x in part])
+            stack = torch.stack([view(x if isinstance(x, Tensor) else _picture(x)) for x in part])
             out.append(self.embed_images(stack).cpu())
         return torch.cat(out) if out else torch.empty(0, self.part.embed_dim)
 
@@ -205,6 +205,14 @@ class Model(nn.Module):
         (folder / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         state = {k: v.detach().cpu().contiguous() for k, v in (state or self.state_dict()).items()}
         save_file(_unshared(state), folder / "model.safetensors")
+
+
+def _picture(picture: Image.Image | str | Path | bytes) -> Tensor:
+    try:
+        return views.load_picture(picture)
+    except views.BrokenPicture as error:
+        named = f"{picture}: " if isinstance(picture, (str, Path)) else ""
+        raise UserError(f"{named}not a picture that can be used: {error}.") from error
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:

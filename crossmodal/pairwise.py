@@ -35,6 +35,7 @@ class LogSumExps(NamedTuple):
 
     rows: Tensor  # R [N]
     columns: Tensor  # C [N]
+    own: Tensor  # l_ii [N]
     row_hits: Tensor  # bool [N], without gradient: no column is nearer to the row than its own
     column_hits: Tensor  # bool [N]
 
@@ -75,6 +76,11 @@ class Positives:
             self.groups = [(1, image), (1, text), (-1, both)]  # |A ∪ B| = |A| + |B| − |A ∩ B|
         ones = torch.ones(n, 1, device=image.device)
         self.count = self.sum(ones)[:, 0] if self.groups else 1  # [N]
+
+    @property
+    def several(self) -> bool:
+        """Whether any pair has positives beside its own."""
+        return bool(self.groups)
 
     def sum(self, y: Tensor) -> Tensor:
         """[N, D] → Σ_{j ∈ P_i} y_j, [N, D]."""
@@ -130,16 +136,11 @@ class _LogSumExp(torch.autograd.Function):
             own[at] = tile.diagonal(at.start)
             if without_self:
                 tile.diagonal(at.start).fill_(-torch.inf)
-            for axis, out in ((1, rows), (0, columns)):
-                top = tile.amax(axis, keepdim=True).clamp_min_(torch.finfo(tile.dtype).min)  # a row of -inf alone
-                sums = (tile - top).exp_().sum(axis).log_() + top.squeeze(axis)
-                if axis:
-                    out[at], best[0, at] = sums, top.squeeze(axis)
-                else:
-                    torch.logaddexp(out, sums, out=out)
-                    torch.maximum(best[1], top.squeeze(axis), out=best[1])
             if _one_tile(n):
                 ctx.kept = tile
+            rows[at], best[0, at], part, top = _both_ways(tile)
+            torch.logaddexp(columns, part, out=columns)
+            torch.maximum(best[1], top, out=best[1])
         if distributed.world_size() > 1:
             rows, own = distributed.all_sum(torch.stack((rows, own)))  # zero but for each process's own
             everyone = distributed.gather(torch.stack((columns, best[0], best[1]))[None])  # [W, 3, N]
@@ -147,19 +148,36 @@ class _LogSumExp(torch.autograd.Function):
         ctx.save_for_backward(x, y, t, rows, columns)
         hits = own >= best[0], own >= best[1]
         ctx.mark_non_differentiable(*hits)
-        return rows, columns, *hits
+        return rows, columns, own, *hits
 
     @staticmethod
-    def backward(ctx, row_grad: Tensor, column_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, row_grad: Tensor, column_grad: Tensor, own_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, y, t, rows, columns = ctx.saved_tensors
 
         def weigh(at: slice, tile: Tensor) -> Tensor:
             if ctx.without_self:
                 tile.diagonal(at.start).fill_(-torch.inf)
             p = (tile - columns).exp_().mul_(column_grad)
-            return p.addcmul_((tile - rows[at, None]).exp_(), row_grad[at, None])
+            p.addcmul_((tile - rows[at, None]).exp_(), row_grad[at, None])
+            p.diagonal(at.start).add_(own_grad[at])
+            return p
 
         return *_backward(x, y, t.exp(), weigh, 0.0, ctx.kept)[:3], None
+
+
+def _both_ways(tile: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[rows, N] → log-sum-exp and largest entry of each row, and of each column."""
+    smallest = torch.finfo(tile.dtype).min  # of a row that is all -inf
+    row_top, column_top = (tile.amax(axis).clamp_min_(smallest) for axis in (1, 0))
+    e = (tile - row_top[:, None]).exp_()
+    rows = e.sum(1).log_() + row_top
+    # The columns' sums from the same exponentials: e_ij · exp(top_i − c) = exp(l_ij − c). What has underflowed there is
+    # below 1e-38, so a sum of more than 1e-25 has all its digits; else the columns are summed by themselves.
+    c = row_top.max()
+    sums = (row_top - c).exp_() @ e  # [N]
+    if sums.min() > 1e-25:
+        return rows, row_top, sums.log_() + c, column_top
+    return rows, row_top, (tile - column_top).exp_().sum(0).log_() + column_top, column_top
 
 
 class _Softplus(torch.autograd.Function):

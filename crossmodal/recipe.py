@@ -124,7 +124,7 @@ class TrainPart(Part):
         False, description="Compile the towers' blocks (torch.compile): a minute more at the start, faster steps on GPUs."
     )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="null: as accelerate is configured.")
-    checkpoint_every: int = Field(0, ge=0, description="In steps; 0: at the end only.")
+    checkpoint_every: int = Field(1000, ge=0, description="In steps; 0: at the end only.")
     keep_last: PositiveInt = Field(3, description="How many checkpoints stay.")
     keep_best: str | None = Field(
         None, description="A figure of the evaluation (acc1, image_retrieval_recall@1 …): the checkpoint with the greatest stays as well."
@@ -261,7 +261,9 @@ def _apply(tree: dict, override: str, said: dict[tuple, str]) -> None:
 
 def _sentence(error: dict, said: dict[tuple, str], path: str, model: type[BaseModel], prefix: tuple = ()) -> UserError:
     """pydantic's first error as one sentence with place and nearest key."""
-    loc = tuple(p for p in error["loc"] if isinstance(p, str) and p not in ("bool", "str", "list[str]"))
+    loc = tuple(
+        p for p in error["loc"] if isinstance(p, str) and p not in ("bool", "str", "list[str]", "constrained-int", "literal['auto']")
+    )
     full = (*prefix, *loc)
     place = next((said[full[:n]] for n in range(len(full), 0, -1) if full[:n] in said), path)
     dotted = ".".join(full)

@@ -69,7 +69,7 @@ for name, objectives in CASES.items():
         built = task.build(recipe.read(recipe_file, [f"objectives={objectives!r}".replace("'", '"')])).to(dtype).train()
         wrapped = accelerator.prepare(built)
         share = whole_batch(built)
-        for tile in ("dense", "tiled"):
+        for tile in ("dense", "tiled") if built.batch_scope else ("dense",):
             for micro in (1,) if "synced" in name else (1, 4):
                 pairwise.TILE = 2**22 if tile == "dense" else 3 * N
                 built.zero_grad(set_to_none=True)

@@ -19,6 +19,7 @@ import crossmodal.towers.open_clip
 import crossmodal.towers.timm
 import crossmodal.training.loop  # noqa: F401  all imported once, before any fork
 from crossmodal.cli import main
+from crossmodal.data.loader import TrainingPairs
 from crossmodal.training import checkpoint
 
 torch.set_num_threads(1)
@@ -106,6 +107,22 @@ def dies_while_writing(call: int, half: bool):
     return trap
 
 
+def waits(step: int):
+    """Makes the data of a later step take a second, so that a signal finds training waiting for it."""
+
+    def trap(rank: int) -> None:
+        real = TrainingPairs.__getitem__
+
+        def slow(self, ticket):
+            if ticket.step >= step:
+                time.sleep(0.2)
+            return real(self, ticket)
+
+        TrainingPairs.__getitem__ = slow
+
+    return trap
+
+
 def dies_at_rename(call: int):
     """Kills the process just before a finished checkpoint is put into its place."""
 
@@ -144,7 +161,7 @@ def run() -> None:
     cases += [("killed before the rename", 1, 0, None, 0, dies_at_rename(2))]
     cases += [("killed", 2, 2, signal.SIGKILL, n, None) for n in (1, 4)]
     cases += [("one of two killed", 2, 2, signal.SIGKILL, 3, None), ("killed in a file", 2, 2, None, 0, dies_while_writing(5, True))]
-    cases += [("SIGTERM", 1, 0, signal.SIGTERM, 3, None), ("SIGTERM", 2, 2, signal.SIGTERM, 5, None)]
+    cases += [("SIGTERM", 1, 0, signal.SIGTERM, 3, waits(3)), ("SIGTERM", 2, 2, signal.SIGTERM, 5, None)]
     cases += [("Ctrl-C", 1, 2, signal.SIGINT, 4, None), ("killed with workers", 1, 2, signal.SIGKILL, 5, None)]
     for number, (name, processes, workers, sent, lines, trap) in enumerate(cases):
         out = FOLDER / f"case-{number}"

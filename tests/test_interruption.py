@@ -56,7 +56,8 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_143(told):
     assert {c["processes"] for c in stopped} == {1, 2}
     for case in stopped:
         assert case["statuses"] == [143] * case["processes"]
-        assert case["checkpoint"] >= "step-000003"
+        # On one process it was waiting for the fourth step's data: no checkpoint was due after the third.
+        assert case["checkpoint"] == "step-000003" if case["processes"] == 1 else case["checkpoint"] >= "step-000005"
     assert all(c["statuses"] == [130] for c in told[:-1] if c["case"] == "Ctrl-C")
 
 

@@ -128,3 +128,11 @@ def test_parts_of_a_recipe_are_the_model(tiny):
     said = recipe.read(tiny)
     model = Model(said.model, said.data.image_size)
     assert model.image_projection.weight.shape == (32, 64)
+
+
+def test_a_picture_that_is_none_is_named(tmp_path, tiny):
+    model = Model(recipe.read(tiny).model, 32)
+    (tmp_path / "fake.png").write_text("no picture")
+    for path, why in ((tmp_path / "fake.png", "no picture format is recognised"), (tmp_path / "missing.png", "No such file")):
+        with pytest.raises(UserError, match=f"{path.name}: not a picture that can be used: .*{why}"):
+            model.encode_image([path])

@@ -26,9 +26,11 @@ def test_tiles_equal_the_matrix(scale, tile, monkeypatch):
     x, y, t, b = inputs(37, scale)
     weights = torch.linspace(-1, 2, 37)
     logits = t.exp() * x @ y.T
-    dense = gradients((logits.logsumexp(1) * weights).sum() + (logits.logsumexp(0) * weights.flip(0)).sum(), x, y, t)
+    own = (logits.diagonal() * weights.square()).sum()
+    dense = gradients((logits.logsumexp(1) * weights).sum() + (logits.logsumexp(0) * weights.flip(0)).sum() + own, x, y, t)
     sums = pairwise.log_sum_exp(x, y, t)
-    ours = gradients((sums.rows * weights).sum() + (sums.columns * weights.flip(0)).sum(), x, y, t)
+    own = (sums.own * weights.square()).sum()
+    ours = gradients((sums.rows * weights).sum() + (sums.columns * weights.flip(0)).sum() + own, x, y, t)
     for a, r in zip(ours, dense, strict=True):
         assert torch.allclose(a, r, rtol=1e-5, atol=1e-5 * r.abs().max().item())
     assert torch.equal(sums.row_hits, logits.diagonal() >= logits.amax(1)) and torch.equal(
@@ -43,7 +45,7 @@ def test_tiles_equal_the_matrix(scale, tile, monkeypatch):
 def test_gradients_equal_finite_differences(tile, monkeypatch):
     monkeypatch.setattr(pairwise, "TILE", tile)
     x, y, t, b = inputs(9, 5.0, torch.double)
-    assert torch.autograd.gradcheck(lambda *a: pairwise.log_sum_exp(*a)[:2], (x, y, t))
+    assert torch.autograd.gradcheck(lambda *a: pairwise.log_sum_exp(*a)[:3], (x, y, t))
     assert torch.autograd.gradcheck(pairwise.softplus, (x, y, t, b))
 
 
@@ -65,3 +67,14 @@ def test_positives_are_own_pairs_and_equal_pictures_or_texts():
     assert torch.equal(positives.count, matrix.sum(1).float())
     alone = pairwise.Positives(6, torch.arange(6), torch.arange(6))
     assert alone.sum(y) is y and alone.count == 1
+
+
+def test_columns_far_below_their_rows_keep_their_digits():
+    """Rows with a score of 100 and columns of -100: exponentials that the rows' sums can do without."""
+    x = F.normalize(torch.tensor([[1.0, 0.0], [0.999, 0.01], [0.6, 0.8], [1.0, 0.02]], dtype=torch.float32), dim=1)
+    y = F.normalize(torch.tensor([[1.0, 0.0], [-1.0, 0.05], [-0.9, 0.1], [0.0, 1.0]], dtype=torch.float32), dim=1)
+    t = torch.tensor([math.log(100.0)])
+    logits = 100 * x @ y.T
+    ours = pairwise.log_sum_exp(x, y, t)
+    assert logits.min() < -99 and logits.max() > 99
+    assert torch.allclose(ours.rows, logits.logsumexp(1), atol=1e-4) and torch.allclose(ours.columns, logits.logsumexp(0), atol=1e-4)

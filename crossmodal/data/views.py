@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
@@ -50,6 +50,8 @@ def load_picture(picture: Image.Image | str | Path | bytes, at_least: int | None
     except BrokenPicture:
         raise
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, UnidentifiedImageError):
+            raise BrokenPicture("no picture format is recognised") from error
         raise BrokenPicture(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
 
 

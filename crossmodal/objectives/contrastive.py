@@ -45,7 +45,9 @@ class Contrastive(Objective):
         image, text, log_scale = gathered["image"], gathered["text"], scalars["logit_scale"]  # [N, D], [N, D], [1]
         sums = pairwise.log_sum_exp(image, text, log_scale)
         positives = pairwise.Positives(len(image), gathered.get("image_id"), gathered.get("text_id"))
-        right = log_scale.exp() * ((image * positives.sum(text) + text * positives.sum(image)).sum(1) / positives.count)  # [N]
+        right = 2 * sums.own  # [N]
+        if positives.several:
+            right = log_scale.exp() * ((image * positives.sum(text) + text * positives.sum(image)).sum(1) / positives.count)
         self.figures = {
             "image_to_text_in_batch": sums.row_hits.float().mean(),
             "text_to_image_in_batch": sums.column_hits.float().mean(),

@@ -66,6 +66,7 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
         plain.to(accelerator.device)
     done = folder.claim(out, recipe, resume)
     broken = folder.Broken(out, recipe.data.max_broken)
+    began = time.monotonic()  # encoding with a frozen tower is part of training
     pairs = TrainingPairs(source, plain.views, recipe.data, plain.model.image.resize, recipe.seed)
     if recipe.data.cache_views:
         pairs = _frozen(pairs, plain, recipe, accelerator)
@@ -81,7 +82,7 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     step = state["step"]
     log = folder.Log(out, recipe, accelerator, step)
     health = Health(plain, recipe.data.batch_size)
-    began = time.monotonic() - state["seconds"]
+    began -= state["seconds"]
     batches = training_batches(pairs, len(source), recipe.data, tokenize, recipe.seed, step, recipe.train.steps)
 
     def is_due(every: int) -> bool:
@@ -104,8 +105,8 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     plain.model.training_record = {"steps": step, "seconds": round(state["seconds"], 1)}
     if evaluate and is_due(recipe.eval.every) and not log.has_evaluation(step):  # broken off between checkpoint and evaluation
         evaluated()
-    waited = time.monotonic()
-    for batch in sentences(batches):
+    leave, waited = False, time.monotonic()
+    for batch in stop.batches(sentences(batches)):
         begun = time.monotonic()
         with stop.whole():
             broken.add(batch.broken)
@@ -132,15 +133,19 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
             log.say(health.plateau(line))
             leave = stop.everywhere(accelerator.device)
             if leave or step == recipe.train.steps or is_due(recipe.train.checkpoint_every) or (evaluate and is_due(recipe.eval.every)):
-                written = save(now)
-        if leave and step < recipe.train.steps:
-            log.say(f"stopped by SIGTERM after step {step}; {written} is whole, --resume goes on from it.")
-            log.close()
-            raise SystemExit(STATUS)
+                save(now)
+        if leave:
+            break
         if evaluate and is_due(recipe.eval.every):
             evaluated()
         waited = time.monotonic()
         began += waited - now  # evaluation and checkpoints are not training
+    if leave or step < recipe.train.steps:
+        with stop.whole():
+            last = save(time.monotonic()) if not checkpoint.path(out, step).is_dir() and step else checkpoint.newest(out)
+        log.say(f"stopped by SIGTERM after step {step}; " + (f"--resume goes on from {last}." if last else "there is nothing to resume."))
+        log.close()
+        raise SystemExit(STATUS)
     if evaluate:
         evaluated()
     log.close()

@@ -28,6 +28,8 @@ def read_templates(said: Sequence[str]) -> list[str]:
         if "{}" in item:
             templates.append(item)
             continue
+        if " " in item and not Path(item).is_file():
+            raise UserError(f"the template {item!r} lacks {{}} for the class name; write it as in 'a photo of a {{}}.'")
         path = Path(resources.resource("eval/templates", item, ".txt"))
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         for number, line in enumerate(lines, 1):

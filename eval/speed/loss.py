@@ -62,7 +62,7 @@ if __name__ == "__main__":
     for pairs in [] if options.side else options.pairs:
         passed = [f"--pairs={pairs}", f"--width={options.width}"]
         print(f"{pairs:,} pairs of width {options.width}")
-        if psutil.virtual_memory().available < 1.2 * 4.5 * 4 * pairs**2:
+        if psutil.virtual_memory().available < 1.1 * 4 * 4 * pairs**2:
             alone = run(__file__, "ours", *passed)
             print(f"ours {alone['seconds']:.1f} s, {alone['MiB']:.0f} MiB; theirs would need more memory than is free", flush=True)
             continue

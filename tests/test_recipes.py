@@ -6,8 +6,14 @@ from crossmodal import recipe, resources
 from crossmodal.training.loop import fit
 from tests.conftest import metrics
 
+CLUSTER = 1024  # pairs in a batch: a recipe for more has towers whose checkpoints alone take a while to write
+EACH = [
+    pytest.param(name, marks=pytest.mark.slow) if recipe.read(name).data.batch_size > CLUSTER else name
+    for name in resources.listed("recipes")
+]
 
-@pytest.mark.parametrize("name", resources.listed("recipes"))
+
+@pytest.mark.parametrize("name", EACH)
 def test_every_packaged_recipe_trains_for_two_steps(name, tmp_path, pairs):
     said = recipe.read(name)
     little = [f"data.train={said.data.train}?limit=8" if said.data.train else f"data.train={pairs}", "data.val=null"]
@@ -16,3 +22,11 @@ def test_every_packaged_recipe_trains_for_two_steps(name, tmp_path, pairs):
     lines = metrics(tmp_path / "run")
     assert len(lines) == 2 and all(line["loss"] == line["loss"] for line in lines)
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", resources.listed("recipes"))
+def test_every_header_says_what_to_expect_and_how(name):
+    text = resources.resource("recipes", name).read_text(encoding="utf-8")
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("crossmodal train" in line or "-m crossmodal train" in line for line in header), "the command"
+    assert any("%" in line for line in header), "the result"

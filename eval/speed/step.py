@@ -21,7 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rounds import compare, run
 
 NAME = "ViT-B-32"
-LR, BETAS, EPS, DECAY = 1e-4, (0.9, 0.98), 1e-6, 0.2
+LR, WARMUP, BETAS, EPS, DECAY = 5e-4, 2000, (0.9, 0.98), 1e-6, 0.2  # CLIP's own
+
+
+def set_rate(optimizer, step: int) -> None:
+    """The learning rate of step ``step`` (from 0), in CLIP's warm-up: at full rate from the start both sides diverge."""
+    for group in optimizer.param_groups:
+        group["lr"] = LR * (step + 1) / WARMUP
 
 
 def batches(options) -> list[tuple[torch.Tensor, list[str]]]:
@@ -57,7 +63,7 @@ def theirs(options, weights: str) -> dict:
         device="cpu",
         precision={"bf16": "amp_bf16", "fp32": "fp32"}[options.precision],
         distill=False,
-        skip_scheduler=True,
+        skip_scheduler=False,
         accum_freq=options.batch // options.micro,
         grad_clip_norm=None,
         horovod=False,
@@ -73,13 +79,13 @@ def theirs(options, weights: str) -> dict:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     losses, times = [], []
     record = SimpleNamespace(add_scalar=lambda name, value, step: losses.append(value) if name == "train/loss" else None)
-    for pictures, captions in batches(options):
+    for number, (pictures, captions) in enumerate(batches(options)):
         images, texts = (pictures - mean) / std, tokenizer(captions)
         parts = list(zip(images.split(options.micro), texts.split(options.micro), strict=True))
         loader = type("Loader", (list,), {"num_batches": len(parts), "num_samples": options.batch})(parts)
         data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=loader)}
         begun = time.perf_counter()
-        train_one_epoch(model, data, ClipLoss(), 0, optimizer, None, None, None, args, record)
+        train_one_epoch(model, data, ClipLoss(), number, optimizer, None, lambda step: set_rate(optimizer, step), None, args, record)
         times.append(time.perf_counter() - begun)
     return {"losses": losses, "pairs_per_second": options.batch * options.steps / sum(times[1:])}
 
@@ -108,7 +114,8 @@ def ours(options, weights: str) -> dict:
     optimizer = accelerator.prepare(optim.build(plain, said.optim))
     plain.train()
     losses, times = [], []
-    for pictures, captions in batches(options):
+    for number, (pictures, captions) in enumerate(batches(options)):
+        set_rate(optimizer, number)
         rows = torch.arange(len(captions))
         batch = Batch({"image": pictures}, {"text": plain.model.text.tokenize(captions)}, rows, rows, seeds=rows)
         begun = time.perf_counter()

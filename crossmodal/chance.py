@@ -26,28 +26,35 @@ def seed_of(*parts: object) -> int:
 @contextmanager
 def rows(seeds: Tensor | None, name: str) -> Iterator[None]:
     """Within, ``uniform`` draws for the rows with these seeds [B], for what ``name`` says (a view). None: by torch's generator."""
+    with _drawing(None if seeds is None else _mix(seeds ^ seed_of(name))):
+        yield
+
+
+def again() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For ``torch.utils.checkpoint``'s ``context_fn``: what is computed again draws the same numbers."""
+    return nullcontext(), _drawing(_seeds)
+
+
+@contextmanager
+def _drawing(seeds: Tensor | None) -> Iterator[None]:
     global _seeds
-    before, _seeds = _seeds, None if seeds is None else _mix(seeds ^ seed_of(name))
+    before, _seeds = _seeds, seeds
     try:
         yield
     finally:
         _seeds = before
 
 
-def again() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """For ``torch.utils.checkpoint``'s ``context_fn``: what is computed again draws the same numbers."""
-    seeds = _seeds
+def random_state() -> dict[str, Tensor]:
+    """The states of torch's generators: "cpu" and, where there is one, "cuda" (the current GPU's)."""
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
-    @contextmanager
-    def same() -> Iterator[None]:
-        global _seeds
-        before, _seeds = _seeds, seeds
-        try:
-            yield
-        finally:
-            _seeds = before
 
-    return nullcontext(), same()
+def set_random_state(states: dict[str, Tensor]) -> None:
+    """Put them back; a GPU's only where there is one."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def uniform(batch: int, n: int, salt: int, device: torch.device) -> Tensor:

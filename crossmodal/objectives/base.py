@@ -13,7 +13,7 @@ keyword-only arguments.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -71,7 +71,18 @@ class Objective(nn.Module):
         """Called once after every optimiser step: EMA teachers, running centres."""
 
 
-def pair(encoded: Encoded, duplicates: str) -> dict[str, Tensor]:
-    """What a pair contributes to a loss over pictures and texts; with their ids where duplicates are "positive"."""
-    ids = {"image_id": encoded["image:id"], "text_id": encoded["text:id"]} if duplicates == "positive" else {}
-    return {"image": encoded["image:embed"], "text": encoded["text:embed"], **ids}
+class ImageTextObjective(Objective):
+    """Base of those that compare every picture with every text.
+
+    Args:
+        duplicates: "positive" counts equal pictures and equal texts of a batch as positives; "negative" is
+            the papers' way, for which only a pair's own text is right.
+    """
+
+    def __init__(self, *, duplicates: Literal["positive", "negative"] = "positive"):
+        super().__init__()
+        self.duplicates = duplicates
+
+    def project(self, encoded: Encoded) -> dict[str, Tensor]:
+        ids = {"image_id": encoded["image:id"], "text_id": encoded["text:id"]} if self.duplicates == "positive" else {}
+        return {"image": encoded["image:embed"], "text": encoded["text:embed"], **ids}

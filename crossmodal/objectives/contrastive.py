@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from torch import Tensor
 
 from crossmodal import pairwise
-from crossmodal.batch import Encoded, Terms
-from crossmodal.objectives.base import Objective, pair
+from crossmodal.batch import Terms
+from crossmodal.objectives.base import ImageTextObjective
 
 
-class Contrastive(Objective):
+class Contrastive(ImageTextObjective):
     """Symmetric InfoNCE (Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3), in O(N × tile) memory.
 
     With unit-length embeddings x_i of pictures and y_j of texts, the logit scale s = exp(t), and P_i the
@@ -25,21 +24,10 @@ class Contrastive(Objective):
     which is CLIP's loss where every pair is its own (Khosla et al. 2020, equation 2, for several positives).
     Natural logarithms: chance is ln N nats, for N pairs in the global batch. The scale starts at
     1/0.07 and the model clamps it to 100 after each step.
-
-    Args:
-        duplicates: "positive" counts equal pictures and equal texts of a batch as positives; "negative" is
-            CLIP's way, for which only a pair's own text is right.
     """
 
     needs = ("image:embed", "text:embed", "image:id", "text:id", "logit_scale")
     init = {"logit_scale": 1 / 0.07}
-
-    def __init__(self, *, duplicates: Literal["positive", "negative"] = "positive"):
-        super().__init__()
-        self.duplicates = duplicates
-
-    def project(self, encoded: Encoded) -> dict[str, Tensor]:
-        return pair(encoded, self.duplicates)
 
     def batch_terms(self, gathered: dict[str, Tensor], scalars: dict[str, Tensor]) -> Terms:
         image, text, log_scale = gathered["image"], gathered["text"], scalars["logit_scale"]  # [N, D], [N, D], [1]

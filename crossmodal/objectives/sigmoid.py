@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from crossmodal import pairwise
-from crossmodal.batch import Encoded, Terms
-from crossmodal.objectives.base import Objective, pair
+from crossmodal.batch import Terms
+from crossmodal.objectives.base import ImageTextObjective
 
 
-class Sigmoid(Objective):
+class Sigmoid(ImageTextObjective):
     """Pairwise sigmoid loss (Zhai et al. 2023, https://arxiv.org/abs/2303.15343, algorithm 1), in O(N × tile) memory.
 
     With unit-length embeddings x_i of pictures and y_j of texts, logit scale s = exp(t), bias b, and z_ij = 1
@@ -22,21 +20,10 @@ class Sigmoid(Objective):
 
     Nats a pair, for N pairs in the global batch. Scale and bias are learnt; they start at 10 and −10, so that the
     many negatives do not weigh at first.
-
-    Args:
-        duplicates: "positive" counts equal pictures and equal texts of a batch as positives; "negative" is
-            the paper's way, for which only a pair's own text is right.
     """
 
     needs = ("image:embed", "text:embed", "image:id", "text:id", "logit_scale", "logit_bias")
     init = {"logit_scale": 10.0, "logit_bias": -10.0}
-
-    def __init__(self, *, duplicates: Literal["positive", "negative"] = "positive"):
-        super().__init__()
-        self.duplicates = duplicates
-
-    def project(self, encoded: Encoded) -> dict[str, Tensor]:
-        return pair(encoded, self.duplicates)
 
     def batch_terms(self, gathered: dict[str, Tensor], scalars: dict[str, Tensor]) -> Terms:
         image, text = gathered["image"], gathered["text"]  # [N, D]

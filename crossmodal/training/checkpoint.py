@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossmodal import distributed, files
+from crossmodal.chance import random_state, set_random_state
 from crossmodal.errors import UserError, nearest
 from crossmodal.training.sharding import like, whole
 from crossmodal.training.task import Task
@@ -44,7 +45,7 @@ def save(out: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, ext
 
     Errors: ``UserError``, on every process, where it could not be written; older checkpoints are as they were.
     """
-    generators = distributed.all_objects(_generators())
+    generators = distributed.all_objects(random_state())
     model = {k: whole(v) for k, v in task.model.state_dict().items()}
     objectives = {k: whole(v).detach().cpu().contiguous().clone() for k, v in task.objectives.state_dict().items()}
     moments, groups = _pack(optimizer.state_dict())
@@ -99,22 +100,13 @@ def restore(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> dict:
     generators = load_file(folder / "random.safetensors")
     own = {n.partition(".")[2]: t for n, t in generators.items() if n.startswith(f"{distributed.rank()}.")}
     if own:  # on more processes than before, the new ones keep their own seed
-        torch.set_rng_state(own["cpu"])
-        if "cuda" in own and torch.cuda.is_available():
-            torch.cuda.set_rng_state(own["cuda"])
+        set_random_state(own)
     return state
 
 
 def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
     own = module.state_dict()
     module.load_state_dict({k: like(v, own[k]) if k in own and own[k].shape == v.shape else v for k, v in state.items()})
-
-
-def _generators() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
 
 
 def _pack(state: dict) -> tuple[dict[str, Tensor], list[dict]]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from crossmodal.batch import Batch, Terms
+from crossmodal.chance import random_state, set_random_state
 from crossmodal.training.sharding import unsynced
 from crossmodal.training.task import Outputs, Task
 
@@ -94,18 +95,6 @@ def _pairs(outputs: dict[str, dict[str, Tensor]], cached: dict[str, dict[str, Te
     for name, own in cached.items():
         for key, value in own.items():
             yield outputs[name][key], value
-
-
-def random_state() -> list[Tensor]:
-    """The states of torch's generators, on the CPU and the current GPU."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
-
-
-def set_random_state(states: list[Tensor]) -> None:
-    """Put them back."""
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state)
 
 
 @contextmanager

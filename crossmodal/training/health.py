@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossmodal.batch import Terms
-from crossmodal.training.micro_batch import peak_memory
+from crossmodal.training.micro_batch import used_memory
 from crossmodal.training.sharding import whole
 from crossmodal.training.task import Task
 
@@ -47,8 +47,7 @@ def gradient_norm(task: Task) -> Tensor:
 
 def memory() -> float:
     """Peak memory in GiB: of the GPU where there is one, else of this process."""
-    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
-    return used / 2**30
+    return used_memory() / 2**30
 
 
 def numbers(values: dict[str, Tensor]) -> dict[str, float]:

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 
 from crossmodal import distributed
 from crossmodal.batch import Batch
+from crossmodal.chance import random_state, set_random_state
 from crossmodal.errors import UserError
-from crossmodal.training.gradcache import random_state, set_random_state, unmoved_statistics
+from crossmodal.training.gradcache import unmoved_statistics
 from crossmodal.training.task import Task
 
 try:
@@ -47,7 +48,7 @@ def choose(wanted: int | str | None, task: Task, sample: Callable[[int], Batch],
 
 
 def _find(task: Task, sample: Callable[[int], Batch], local: int, accelerator: Accelerator) -> int:
-    limit = _used() + SHARE * _free(accelerator.device)
+    limit = used_memory() + SHARE * _free(accelerator.device)
     good, before, size = 0, 0.0, min(4, local)
     while True:
         try:
@@ -76,10 +77,10 @@ def _try(task: Task, batch: Batch, accelerator: Accelerator) -> float:
     parts = [v.float().sum() for own in (*projections.values(), *scalars.values()) for v in own.values() if v.requires_grad]
     parts += [total for own in sums.values() for total, _ in own.values()]
     sum(parts).backward()
-    return _used()
+    return used_memory()
 
 
-def _used() -> float:
+def used_memory() -> float:
     """Bytes at the peak so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

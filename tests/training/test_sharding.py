@@ -102,7 +102,7 @@ def test_auto_finds_a_micro_batch(tiny, monkeypatch):
     assert choose(None, built, sample, 24, Accelerator()) == 24 and choose(5, built, sample, 24, Accelerator()) == 5
     peaks = iter([100e6, 180e6, 340e6])  # 20 MB a pair: 16 pairs take 340 MB, 32 would take 660
     monkeypatch.setattr(micro_batch, "_free", lambda device: 500e6 / micro_batch.SHARE)
-    monkeypatch.setattr(micro_batch, "_used", lambda: next(peaks))
+    monkeypatch.setattr(micro_batch, "used_memory", lambda: next(peaks))
     monkeypatch.setattr(micro_batch, "_try", lambda *_: next(peaks))
     peaks = iter([0.0, 100e6, 180e6, 340e6])
     assert choose("auto", built, sample, 64, Accelerator()) == 16

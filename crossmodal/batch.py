@@ -49,7 +49,7 @@ class Batch:
     ids: dict[str, Tensor] = field(default_factory=dict)  # text view → int64 [B]: equal for equal captions
     keys: tuple[str, ...] = ()  # the samples' names, for reports
     broken: tuple[tuple[str, str], ...] = ()  # (key, why) of pictures that did not decode and were replaced
-    pooled: dict[str, Tensor] = field(default_factory=dict)  # view → [B, W]: what a frozen tower made of it before
+    frozen: dict[str, Tensor] = field(default_factory=dict)  # "view:field" → [B, …]: what a frozen tower made of it before
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on ``device``."""

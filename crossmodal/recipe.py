@@ -62,10 +62,30 @@ class TextPart(TowerPart):
     context_length: PositiveInt | None = Field(None, description="Longest text in tokens; null: the tower's own.")
 
 
+class PoolerPart(Part):
+    kind: Literal["cascade", "parallel", "single"] = Field(
+        "cascade",
+        description="cascade: queries for the decoder, and a contrastive one that reads those (CoCa's choice); parallel: both read the "
+        "tokens; single: one attention whose first query is the contrastive one (open_clip's).",
+    )
+    queries: PositiveInt = Field(256, description="How many; with single, the contrastive one included.")
+    width: PositiveInt | None = Field(None, description="Of what comes out; null: the text tower's, which is the decoder's.")
+    heads: PositiveInt | None = Field(None, description="null: one for 64 channels.")
+
+
+class DecoderPart(Part):
+    layers: PositiveInt = Field(6, description="Each attends to the words before, then to the picture.")
+    heads: PositiveInt | None = Field(None, description="null: one for 64 channels.")
+    tie: bool = Field(False, description="Read words out with the text tower's word embedding instead of a matrix of its own.")
+    pretrained: str | None = Field(None, description="open_clip:NAME/TAG-OR-FILE of a CoCa model, whose decoder is taken.")
+
+
 class ModelPart(Part):
     embed_dim: PositiveInt = 512
     image: ImagePart
     text: TextPart
+    pooler: PoolerPart | None = Field(None, description="Learned queries that read the image tower's tokens, instead of its own pooling.")
+    decoder: DecoderPart | None = Field(None, description="Speaks of pictures; null: none, or a default one where an objective needs it.")
     init_logit_scale: float | None = Field(None, gt=0, description="Initial temperature's inverse; null: what the objectives ask.")
     max_logit_scale: float = Field(100.0, gt=0, description="The logit scale is clamped to this after every step.")
 

@@ -95,7 +95,7 @@ def test_each_view_goes_through_its_tower_once():
     out = model.encode(batch, ["image:embed", "image:pooled", "image:tokens", "text:embed", "logit_scale"])
     assert calls == ["image"]
     assert set(out) == {"image:embed", "image:pooled", "image:tokens", "text:embed"}
-    batch.pooled = {"image": out["image:pooled"]}
+    batch.frozen = {"image:pooled": out["image:pooled"]}
     again = model.encode(batch, ["image:embed"])
     assert calls == ["image"] and torch.equal(again["image:embed"], out["image:embed"])
 

@@ -60,7 +60,7 @@ class Row:
     ticket: Ticket
     images: dict[str, Tensor]  # view → uint8 [3, H, W]
     texts: dict[str, str]  # view → the caption drawn
-    pooled: dict[str, Tensor]  # view → [W], instead of an image
+    frozen: dict[str, Tensor]  # "view:field" → […], instead of an image
     key: str  # names the sample
     broken: tuple[tuple[str, str], ...] = ()
 
@@ -138,10 +138,13 @@ class FrozenPairs(Dataset):
     """``TrainingPairs`` behind a frozen image tower: ``copies`` variants of every picture are encoded once, before
     training, and take turns over the epochs. No picture is decoded and no frozen layer runs in a step.
 
-    Takes N × copies × W × 4 bytes. Under several processes each encodes its share and gets the whole.
+    ``encode`` gives a view's pictures' fields, {field: [B, …]}, of which N × copies rows are kept as they come. Under several processes
+    each encodes its share and gets the whole.
     """
 
-    def __init__(self, pairs: TrainingPairs, encode: Callable[[Tensor], Tensor], copies: int, workers: int, batch_size: int = 128):
+    def __init__(
+        self, pairs: TrainingPairs, encode: Callable[[str, Tensor], dict[str, Tensor]], copies: int, workers: int, batch_size: int = 128
+    ):
         self.pairs, self.copies = pairs, copies
         world, rank, total = distributed.world_size(), distributed.rank(), len(pairs)
         share = range(total * rank // world, total * (rank + 1) // world)
@@ -151,27 +154,28 @@ class FrozenPairs(Dataset):
         captions: dict[int, tuple[str, ...]] = {}
         keys: dict[int, str] = {}
         broken: dict[str, str] = {}
-        pooled: dict[str, list[Tensor]] = {name: [] for name in pairs.images}
+        kept: dict[str, list[Tensor]] = {}
         quiet = not (distributed.is_main() and sys.stderr.isatty())
         with tqdm(total=len(tickets), unit="picture", desc="encode with the frozen tower", disable=quiet, leave=False) as bar:
             loader = DataLoader(_Frozen(pairs), batch_sampler=batches, collate_fn=list, num_workers=workers, generator=torch.Generator())
             for rows in sentences(loader):
-                for name, parts in pooled.items():
-                    parts.append(encode(torch.stack([row.images[name] for row, _ in rows])).float().cpu())
+                for view in pairs.images:
+                    for field, x in encode(view, torch.stack([row.images[view] for row, _ in rows])).items():
+                        kept.setdefault(f"{view}:{field}", []).append(x.cpu())
                 captions.update({row.ticket.index: said for row, said in rows})
                 keys.update({row.ticket.index: row.key for row, _ in rows})
                 broken.update(b for row, _ in rows for b in row.broken)
                 bar.update(len(rows))
-        mine = {name: torch.cat(parts).view(copies, len(share), -1) for name, parts in pooled.items()}
+        mine = {name: torch.cat(parts).unflatten(0, (copies, len(share))) for name, parts in kept.items()}
         everyone = distributed.all_objects((mine, captions, broken, keys))
-        self.pooled = {name: torch.cat([each[0][name] for each in everyone], 1) for name in mine}  # [copies, N, W]
+        self.frozen = {name: torch.cat([each[0][name] for each in everyone], 1) for name in mine}  # [copies, N, …]
         self.captions = {index: said for each in everyone for index, said in each[1].items()}
         self.broken = tuple({key: why for each in everyone for key, why in each[2].items()}.items())
         self.keys = {index: key for each in everyone for index, key in each[3].items()}
 
     def __getitem__(self, ticket: Ticket) -> Row:
-        pooled = {name: table[ticket.epoch % self.copies, ticket.index] for name, table in self.pooled.items()}
-        return Row(ticket, {}, self.pairs.draw(self.captions[ticket.index], ticket), pooled, self.keys[ticket.index])
+        frozen = {name: table[ticket.epoch % self.copies, ticket.index] for name, table in self.frozen.items()}
+        return Row(ticket, {}, self.pairs.draw(self.captions[ticket.index], ticket), frozen, self.keys[ticket.index])
 
 
 class _Frozen(Dataset):
@@ -218,7 +222,7 @@ def training_batches(
             ids={name: torch.tensor([seed_of(r.texts[name]) for r in rows]) for name in rows[0].texts},
             keys=tuple(r.key for r in rows),
             broken=tuple(b for r in rows for b in r.broken),
-            pooled=stack("pooled"),
+            frozen=stack("frozen"),
         )
 
     workers = 0 if isinstance(pairs, FrozenPairs) else min(data.workers, stop - start)

@@ -37,27 +37,9 @@ class Tower(nn.Module):
         """As ``nn.Module.train``; a tower that is frozen whole stays in evaluation mode (no dropout, no drop path)."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
-    def blocks(self) -> list[nn.Module]:
-        """The repeated layers, in order: what gradient checkpointing, sharding and compilation take one by one.
-
-        Those are the children of the outermost lists of modules of one kind, each with several parts that have parameters.
-        """
-        found: list[nn.Module] = []
-        for module in self.modules():
-            children = list(module.children())
-            of_one_kind = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(c) for c in children}) == 1
-            inside = any(module is m for block in found for m in block.modules())
-            if (
-                of_one_kind
-                and not inside
-                and all(sum(1 for m in c.modules() if any(True for _ in m.parameters(False))) > 1 for c in children)
-            ):
-                found += children
-        return found
-
     def checkpoint_blocks(self) -> None:
         """Gradient checkpointing (Chen et al. 2016): in training, each block's inside is computed again in the backward pass."""
-        for block in self.blocks():
+        for block in blocks(self):
             block.forward = _again(block, block.forward)
 
     def freeze(self, what: bool | list[str]) -> None:
@@ -72,6 +54,21 @@ class Tower(nn.Module):
                 raise UserError(f"freeze pattern {pattern!r} matches no parameter of the tower; its names are like {some}.")
             for parameter in hit:
                 parameter.requires_grad_(False)
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """The repeated layers, in order: what gradient checkpointing, sharding and compilation take one by one.
+
+    Those are the children of the outermost lists of modules of one kind, each with several parts that have parameters.
+    """
+    found: list[nn.Module] = []
+    for module in net.modules():
+        children = list(module.children())
+        of_one_kind = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(c) for c in children}) == 1
+        inside = any(module is m for block in found for m in block.modules())
+        if of_one_kind and not inside and all(sum(1 for m in c.modules() if any(True for _ in m.parameters(False))) > 1 for c in children):
+            found += children
+    return found
 
 
 def _again(block: nn.Module, forward: Callable) -> Callable:
@@ -147,6 +144,8 @@ class TextTower(Tower):
 
     causal: bool
     pad_id: int
+    start_id: int | None = None  # what every text begins with,
+    end_id: int | None = None  # and ends with, where the tokenizer says so
     context_length: int
     trim_exact: bool
 
@@ -158,6 +157,15 @@ class TextTower(Tower):
 
         T is the longest text where trimming is exact (or ``trimmed`` says so), else ``context_length``.
         """
+        raise NotImplementedError
+
+    @property
+    def embedding(self) -> Tensor:
+        """The word embedding's weight [V, W]."""
+        raise NotImplementedError
+
+    def words(self, ids: list[int]) -> str:
+        """Token ids without start, end and padding → the text they stand for."""
         raise NotImplementedError
 
     def lengths(self, ids: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from crossmodal import chance, resources
 from crossmodal.errors import UserError, nearest
-from crossmodal.recipe import ImagePart, TextPart
+from crossmodal.recipe import DecoderPart, ImagePart, TextPart
 from crossmodal.towers.base import ImageTower, TextTower, flatten_tokens, trim
 
 SMALLEST = {
     "vision_cfg": {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32, "timm_model_name": None},
     "text_cfg": {"layers": 1, "width": 64, "heads": 1, "hf_model_name": None},
+    "multimodal_cfg": {"layers": 1, "width": 64, "heads": 1},
 }
 
 
@@ -39,7 +40,7 @@ def _library_model(part: ImagePart | TextPart, section: str, **sizes: int | None
         tag = str(path)
     merged = {section: {**config[section], **{k: v for k, v in sizes.items() if v}, **part.kwargs}}
     if not tag:  # the other half is thrown away: build it small
-        merged |= {other: {**config[other], **small} for other, small in SMALLEST.items() if other != section}
+        merged |= {other: {**config[other], **small} for other, small in SMALLEST.items() if other != section and other in config}
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # "no pretrained weights" is what was asked for
@@ -140,6 +141,14 @@ class OpenClipText(TextTower):
             self.tokenizer = open_clip.get_tokenizer(part.tower.partition(":")[2], context_length=self.context_length)
         except (OSError, ValueError) as error:
             raise UserError(f"{part.tower}: its tokenizer could not be had: {str(error).splitlines()[0]}") from error
+        self.start_id, self.end_id = (getattr(self.tokenizer, name, None) for name in ("sot_token_id", "eot_token_id"))
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.text.token_embedding.weight if self.own_transformer else self.text.transformer.get_input_embeddings().weight
+
+    def words(self, ids: list[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i not in self.tokenizer.all_special_ids]).strip()
 
     def tokenize(self, texts: list[str], trimmed: bool | None = None) -> Tensor:
         ids = self.tokenizer(texts)
@@ -158,3 +167,20 @@ class OpenClipText(TextTower):
             projection = text.text_projection
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
         return {"pooled": pooled, "tokens": x}
+
+
+def decoder_part(name: str, pretrained: str | None) -> DecoderPart | None:
+    """The decoder of an open_clip model as a recipe says it, or None for a model without one."""
+    config = open_clip.get_model_config(name) or {}
+    if "multimodal_cfg" not in config:
+        return None
+    shape = {k: config["multimodal_cfg"][k] for k in ("layers", "heads")}
+    return DecoderPart(**shape, pretrained=pretrained and f"open_clip:{name}/{pretrained}")
+
+
+def decoder_weights(spec: str) -> dict[str, Tensor]:
+    """``open_clip:NAME/TAG-OR-FILE`` → the weights of that model's decoder. Errors: ``UserError`` where it has none."""
+    name, _, tag = spec.removeprefix("open_clip:").partition("/")
+    if decoder_part(name, None) is None or not tag:
+        raise UserError(f"{spec}: no weights of an open_clip CoCa model; write open_clip:NAME/TAG, as open_clip:coca_ViT-B-32/TAG.")
+    return _library_model(TextPart(tower=f"open_clip:{name}", pretrained=tag), "text_cfg").text_decoder.state_dict()

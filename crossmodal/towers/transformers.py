@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from crossmodal import chance, resources
@@ -160,6 +161,7 @@ class HFText(TextTower):
         self.eval()
         with torch.no_grad():
             self.causal = self._is_causal()
+            self._mark_ends()
             short, long = (self.forward(self.tokenize(["a picture"], trimmed)) for trimmed in (True, False))
             self.trim_exact = torch.allclose(short["pooled"], long["pooled"], atol=1e-5)
             self.width, self.token_width = short["pooled"].shape[-1], short["tokens"].shape[-1]
@@ -170,6 +172,25 @@ class HFText(TextTower):
         probe = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
         states = self._hidden(probe, torch.ones_like(probe))
         return torch.allclose(states[0, :-1], states[1, :-1], atol=1e-6)
+
+    def _mark_ends(self) -> None:
+        """Which tokens begin and end every text. GPT-2's tokenizer and kin add none: those of causal towers are made to."""
+        t = self.tokenizer
+        start = t.bos_token_id if t.bos_token_id is not None else t.cls_token_id
+        end = t.eos_token_id if t.eos_token_id is not None else t.sep_token_id
+        marked = lambda: start is not None and end is not None and [(i := t("a")["input_ids"])[0], i[-1]] == [start, end]
+        if self.causal and None not in (start, end) and not marked() and hasattr(t, "backend_tokenizer"):
+            first, last = t.convert_ids_to_tokens([start, end])
+            special = dict.fromkeys([(first, start), (last, end)])
+            t.backend_tokenizer.post_processor = TemplateProcessing(single=[first, "$A", last], special_tokens=list(special))
+        self.start_id, self.end_id = (start, end) if marked() else (None, None)
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
+    def words(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         encoder = self.model.text_model if self.own_head else self.model
@@ -183,8 +204,8 @@ class HFText(TextTower):
         return out["input_ids"]
 
     def lengths(self, ids: Tensor) -> Tensor:
-        ends = self.tokenizer.eos_token_id == self.pad_id and self.dual  # CLIP's tokenizer pads with the id that ends a text
-        return (super().lengths(ids) + int(ends)).clamp(max=ids.shape[1])
+        # GPT-2's and CLIP's tokenizers pad with the id that ends a text: one of those belongs to it.
+        return (super().lengths(ids) + int(self.end_id == self.pad_id)).clamp(max=ids.shape[1])
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         # Up to each text's last word: the padding id may also occur inside (GPT-2's end of text).

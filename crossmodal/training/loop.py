@@ -191,14 +191,17 @@ def _accelerator(recipe: Recipe) -> Accelerator:
 
 def _frozen(pairs: TrainingPairs, plain: task.Task, recipe: Recipe, accelerator: Accelerator) -> FrozenPairs:
     """The pairs with the frozen image tower's outputs computed. Errors: ``UserError`` where an objective wants more than those."""
-    for need in plain.needs:
-        view, _, field = need.partition(":")
-        if view in pairs.images and field not in ("id", "embed", "pooled"):
-            raise UserError(f"data.cache_views keeps pooled features only, but an objective needs {need!r}; set it to 0.")
+    wanted = {view: {n.partition(":")[2] for n in plain.needs if n.partition(":")[0] == view} - {"id"} for view in pairs.images}
+    for view, fields in wanted.items():
+        if "pixels" in fields:
+            raise UserError(
+                f"data.cache_views keeps what the tower makes of pictures, but an objective reads {view!r} itself; set it to 0."
+            )
 
     @torch.inference_mode()
-    def encode(images: torch.Tensor) -> torch.Tensor:
+    def encode(view: str, images: torch.Tensor) -> dict[str, torch.Tensor]:
         with accelerator.autocast():
-            return plain.model.image.eval()(images.to(accelerator.device))["pooled"]
+            out = plain.model.image.eval()(images.to(accelerator.device))
+        return {field: out[field] for field in plain.model.tower_fields("image", wanted[view])}
 
     return FrozenPairs(pairs, encode, recipe.data.cache_views, recipe.data.workers)

@@ -29,9 +29,8 @@ def shard(task: Task, accelerator: Accelerator) -> Task:
     for parameter in task.parameters():
         parameter.data = parameter.data.contiguous()  # channels last cannot be shared out
     mesh = init_device_mesh(accelerator.device.type, (distributed.world_size(),))
-    for tower in (task.model.image, task.model.text):
-        for block in tower.blocks():
-            fully_shard(block, mesh=mesh)
+    for block in task.model.blocks():
+        fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
     forward = task.forward
 

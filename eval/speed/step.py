@@ -31,7 +31,7 @@ def set_rate(optimizer, step: int) -> None:
 
 
 def batches(options) -> list[tuple[torch.Tensor, list[str]]]:
-    """uint8 pictures [B, 3, 224, 224] and their captions, as many batches as there are steps, and one to warm up."""
+    """uint8 pictures [B, 3, 224, 224] and their captions: a micro-batch to warm up, then as many batches as there are steps."""
     from crossmodal.data.sources import open_source
     from crossmodal.data.views import EvalView, load_picture
 
@@ -39,7 +39,7 @@ def batches(options) -> list[tuple[torch.Tensor, list[str]]]:
     at = lambda n: source[n % len(source)]
     found = []
     for step in range(options.steps + 1):
-        samples = [at(step * options.batch + n) for n in range(options.batch)]
+        samples = [at(step * options.batch + n) for n in range(options.batch if step else options.micro)]
         found.append((torch.stack([view(load_picture(s.image)) for s in samples]), [s.captions[step % len(s.captions)] for s in samples]))
     return found
 
@@ -64,7 +64,7 @@ def theirs(options, weights: str) -> dict:
         precision={"bf16": "amp_bf16", "fp32": "fp32"}[options.precision],
         distill=False,
         skip_scheduler=False,
-        accum_freq=options.batch // options.micro,
+        accum_freq=1,
         grad_clip_norm=None,
         horovod=False,
         rank=0,
@@ -83,6 +83,7 @@ def theirs(options, weights: str) -> dict:
         images, texts = (pictures - mean) / std, tokenizer(captions)
         parts = list(zip(images.split(options.micro), texts.split(options.micro), strict=True))
         loader = type("Loader", (list,), {"num_batches": len(parts), "num_samples": options.batch})(parts)
+        args.accum_freq = len(parts)
         data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=loader)}
         begun = time.perf_counter()
         train_one_epoch(model, data, ClipLoss(), number, optimizer, None, lambda step: set_rate(optimizer, step), None, args, record)

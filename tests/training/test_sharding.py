@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from crossmodal import recipe
 from crossmodal.errors import UserError
 from crossmodal.model import load
+from crossmodal.towers import base
 from crossmodal.training import task
 from crossmodal.training.gradcache import backward
 from crossmodal.training.loop import fit
@@ -84,7 +85,7 @@ def test_every_tower_has_blocks(tower):
     from crossmodal.towers import build_image
 
     built = build_image(ImagePart(tower=tower), None)
-    blocks = built.blocks()
+    blocks = base.blocks(built)
     inside = sum(p.numel() for b in blocks for p in b.parameters())
     assert len(blocks) > 1 and inside > 0.6 * sum(p.numel() for p in built.parameters())
 

@@ -1,0 +1,49 @@
+"""Captioning: the decoder says each word of a caption from the picture and the words before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossmodal.batch import Batch, Encoded
+from crossmodal.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from crossmodal.model import Model
+
+
+class Captioning(Objective):
+    """CoCa's captioning loss (Yu et al. 2022, https://arxiv.org/abs/2205.01917, equation 3)::
+
+        loss = − mean over all words t of all captions of log p(y_t | y_<t, picture)
+
+    Words are tokens: a caption's first is its start, which is given and not predicted; its last is its end. Padding is left out by
+    length, not by id, since some tokenizers pad with the id that ends a text. The mean is over the whole global batch's words.
+
+    The words before come as the states of the causal text tower, the picture as ``image:context``: the pooler's caption queries or,
+    without a pooler, the image tower's tokens. CoCa appends a class token for the contrastive term; here the end of text, which sees
+    the same words, serves it.
+    """
+
+    needs = ("image:context", "text:tokens", "decoder")
+
+    def attach(self, model: Model, steps: int) -> None:
+        self.lengths = model.text.lengths
+
+    def pair_terms(self, model: Model, batch: Batch, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
+        ids = batch.texts["text"]  # [B, T]
+        said = self.predicted(ids)  # [B, T - 1]
+        hidden = model.decoder(encoded["image:context"], encoded["text:tokens"][:, :-1])  # [B, T - 1, W]
+        logits = model.decoder.logits(hidden[said], model.text.embedding)  # [words, V]: none is computed for padding
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return {"captioning": (F.cross_entropy(logits, ids[:, 1:][said], reduction="sum"), said.sum())}
+
+    def pair_counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"captioning": self.predicted(batch.texts["text"]).sum()}
+
+    def predicted(self, ids: Tensor) -> Tensor:
+        """[B, T] → [B, T - 1]: whether the word after each is part of its text."""
+        return torch.arange(1, ids.shape[1], device=ids.device) < self.lengths(ids)[:, None]

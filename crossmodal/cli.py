@@ -1,4 +1,4 @@
-"""The door: ``crossmodal train | zeroshot | retrieve | embed | index | search | report | recipes``.
+"""The door: ``crossmodal train | zeroshot | retrieve | caption | embed | index | search | report | recipes``.
 
 Says what may be typed; ``commands`` does it. A user's mistake is one sentence on stderr and exit status 2.
 """
@@ -19,10 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status (0 well, 2 a user's mistake, 130 interrupted)."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "overrides") or any(r.startswith("-") for r in rest)):
+    several = next((getattr(options, name) for name in ("overrides", "pictures") if hasattr(options, name)), None)
+    if rest and (several is None or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        options.overrides += rest  # argparse takes no KEY=VALUE after an option
+        several += rest  # argparse takes no KEY=VALUE, and no second PICTURE, after an option
     keep_freed_memory()
     try:
         options.run(options)
@@ -88,6 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     uses_model(retrieve)
     retrieve.add_argument("-k", type=int, nargs="+", default=[1, 5, 10], metavar="K", help="default: 1 5 10")
     retrieve.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON")
+
+    caption = command("caption", commands.caption, "Say what is in pictures, with a model that has a decoder; score that on pairs.")
+    uses_model(caption)
+    caption.add_argument("pictures", nargs="*", metavar="PICTURE", help="files to caption; or --data, which also scores")
+    caption.add_argument("--method", choices=("greedy", "beam", "nucleus"), default="beam", help="the search for words (default beam)")
+    caption.add_argument("--beams", type=int, default=5, metavar="N", help="beam: how many go on at each word (default 5)")
+    caption.add_argument("--top-p", type=float, default=0.9, metavar="P", help="nucleus: share of the probability drawn from (default 0.9)")
+    caption.add_argument("--temperature", type=float, default=1.0, metavar="T", help="nucleus: below 1 is surer (default 1)")
+    caption.add_argument("--seed", type=int, default=0, help="nucleus: chance (default 0)")
+    caption.add_argument("--max-length", type=int, default=40, metavar="N", help="in tokens, start and end included (default 40)")
+    caption.add_argument("--copy-from", metavar="SOURCE", help="score the baseline too: the nearest of these pictures' caption")
+    caption.add_argument("--report", type=Path, metavar="FILE.html", help="write a page of 20 pictures and captions")
+    caption.add_argument("--output", type=Path, metavar="FILE.json", help="write figures and captions as JSON")
 
     embed = command("embed", commands.embed, "Encode a source's pictures and captions into a folder; goes on where it broke off.")
     uses_model(embed)

@@ -32,9 +32,11 @@ def train(options: argparse.Namespace) -> None:
     def evaluate(model: Model) -> dict[str, float]:
         figures, last["pictures"] = _figures(model, source, said) if source else ({}, None)
         for name in said.eval.benchmarks:
-            from crossmodal.zeroshot.benchmark import score_named
+            from crossmodal.zeroshot import benchmark
 
-            figures |= {f"{Path(name).stem}/{k}": v for k, v in score_named(model, name, said.data.workers).items()}
+            entry = benchmark.find(name)
+            scored = _class_figures(model, open_source(entry.source), entry.templates, said.data.workers)[0]
+            figures |= {f"{Path(name).stem}/{k}": v for k, v in scored.items()}
         last["model"] = model
         return figures
 
@@ -51,12 +53,22 @@ def _figures(model: Model, source, said: recipe.Recipe) -> tuple[dict[str, float
     """What a validation source can be scored on: classes where it has them, else its captions."""
     from crossmodal.embed import encode
     from crossmodal.retrieval.recall import recall
-    from crossmodal.zeroshot.benchmark import score_source
 
     if source.classes:
-        return score_source(model, source, said.eval.templates, said.data.workers)
+        return _class_figures(model, source, said.eval.templates, said.data.workers)
     pairs = encode(model, source, workers=said.data.workers, title="evaluate")
     return recall(pairs), pairs
+
+
+def _class_figures(model: Model, source, templates, workers: int) -> tuple[dict[str, float], Embeddings]:
+    """Zero-shot figures and, while a teacher trains beside the model, what its pictures' nearest neighbours say of their classes."""
+    from crossmodal import probe
+    from crossmodal.zeroshot.benchmark import score_source
+
+    figures, pictures = score_source(model, source, templates, workers)
+    for name, tower in model.teachers.items():
+        figures[f"{name}_teacher_knn"] = probe.knn_left_out(*probe.features(tower, source, model.eval_view(), workers))
+    return figures, pictures
 
 
 def _load(ref: str, device: str | None) -> Model:
@@ -143,6 +155,50 @@ def retrieve(options: argparse.Namespace) -> None:
     print(title + "".join(f"{f'R@{k}':>9}" for k in options.k))
     for way, name in (("text→image", "image_retrieval_recall"), ("image→text", "text_retrieval_recall")):
         print(f"{way:<{len(title)}}" + "".join(f"{100 * figures[f'{name}@{k}']:7.1f} %" for k in options.k))
+
+
+def caption(options: argparse.Namespace) -> None:
+    if bool(options.pictures) == bool(options.data):
+        raise UserError("say what to caption: picture files, or --data SOURCE.")
+    for file in options.pictures:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file.")
+    scoring = {"--copy-from": options.copy_from, "--report": options.report}
+    for name in [n for n, given in scoring.items() if given and not options.data]:
+        raise UserError(f"{name} goes with --data SOURCE.")
+    model = _load(options.model, options.device)
+    search = {n: getattr(options, n) for n in ("method", "beams", "top_p", "temperature", "max_length", "seed")}
+    if options.pictures:
+        for file in options.pictures:
+            print(f"{file}\t{model.caption([file], **search)[0]}")
+        return
+    from crossmodal import captions, report
+    from crossmodal.embed import encode
+
+    source = _open(options)
+    rows, said, written, broken = captions.caption(model, source, options.workers, **search)
+    _speak_of_broken(broken)
+    if options.report:
+        report.write_captions(options.report, f"{options.data}, captioned by {options.model}", source, rows, said, written)
+        print(f"report: {options.report}")
+    figures, baseline = captions.score(said, written), None
+    if options.copy_from:
+        from crossmodal.data.sources import open_source
+
+        train = encode(model, open_source(options.copy_from), workers=options.workers, title="the pictures to copy from")
+        kept = encode(model, source, texts=False, workers=options.workers)
+        baseline = captions.score(captions.copied(kept, train), written)
+    keyed = [{"row": row, "caption": text} for row, text in zip(rows, said, strict=True)]
+    more = {"pictures": len(said), "search": search, "tokeniser": captions.TOKENISER, "baseline": baseline, "captions": keyed}
+    _write_figures(options, "captioning", options.data, figures, broken=broken, **more)
+    print(f"{len(said):,} pictures, {100 * figures['distinct']:.1f} % distinct captions; metrics on: {captions.TOKENISER}")
+    for title, each in (("model", figures), ("copied from the nearest picture", baseline)):
+        if each:
+            told = (
+                f"{name} {each[name]:.3f} ({each[f'{name} interval'][0]:.3f}–{each[f'{name} interval'][1]:.3f})"
+                for name in ("CIDEr", "BLEU-4")
+            )
+            print(f"{title}: {', '.join(told)}")
 
 
 def embed(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from crossmodal.decoder import Decoder, Pooler, next_words
 from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import DecoderPart, ImagePart, ModelPart, PoolerPart, TextPart
 from crossmodal.towers import build_image, build_text
-from crossmodal.towers.base import blocks
+from crossmodal.towers.base import ImageTower, blocks
 from crossmodal.towers.open_clip import decoder_part, decoder_weights
 
 FORMAT = 1
@@ -54,6 +54,9 @@ class Model(nn.Module):
         super().__init__()
         self.part, self.templates = part, tuple(templates)
         self.training_record: dict[str, float] = {}  # "steps", "seconds": how it was trained here, if it was
+        self.teachers: dict[
+            str, ImageTower
+        ] = {}  # by objective: towers that follow this one while it is trained, for evaluation; not saved
         self.image = build_image(part.image, image_size)
         self.text = build_text(part.text)
         self.pooler = self._pooler(part.pooler) if part.pooler else None

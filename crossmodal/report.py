@@ -84,7 +84,7 @@ def write(out: Path, shown: list[Example] | None = None) -> Path:
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evals = [json.loads(line) for line in (out / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
     broken = out / "broken.jsonl"
-    page = _template().render(
+    page = _template("report").render(
         title=out.name,
         steps=steps[-1]["step"] if steps else 0,
         seconds=steps[-1]["seconds"] if steps else 0,
@@ -138,7 +138,16 @@ def _inline(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _template() -> jinja2.Template:
+def write_captions(
+    file: Path, title: str, source: Source, rows: list[int], said: list[str], written: list[list[str]], count: int = 20
+) -> None:
+    """A page of ``count`` pictures, drawn evenly over a source's ``rows``, with what was said of them and what people wrote."""
+    places = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long().tolist()
+    shown = [(_inline(thumbnail(source, rows[n], 192)), said[n], written[n]) for n in places]
+    files.write_text(file, _template("captions").render(title=title, shown=shown))
+
+
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(width=WIDTH, height=HEIGHT)
-    return environment.from_string((Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8"))
+    return environment.from_string((Path(__file__).parent / f"{name}.html.j2").read_text(encoding="utf-8"))

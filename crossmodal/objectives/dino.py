@@ -46,7 +46,7 @@ class DINO(Objective):
         P_t(g) = softmax( (t(g) − c) / τ_t ),   log P_s(v) = log softmax( s(v) / τ_s )
         loss = mean over pictures and over pairs (large crop g, other crop v ≠ g) of −Σ_k P_t(g)_k · log P_s(v)_k
 
-    Nats. The teacher is the student's moving average, its momentum rising to 1 along a cosine; the centre is a running mean of the
+    Nats. The teacher is the student's moving average, its momentum rising along a cosine; the centre is a running mean of the
     teacher's logits over the whole global batch. Two ways of collapse are tracked: ``dino_entropy``, the mean entropy of its outputs
     (ln K: uniform, everything the same), and ``dino_entropy_of_mean``, that of their mean (0: one prototype takes all).
     Small crops need a tower that takes pictures of other sizes (for timm's ViT ``kwargs: {dynamic_img_size: true}``).
@@ -56,7 +56,7 @@ class DINO(Objective):
         hidden, out: widths of the head; ``out`` is K.
         student_temperature, teacher_temperature: τ_s and τ_t.
         warm_temperature, warmup: where τ_t starts, and the steps in which it rises to its value.
-        momentum: the teacher's at the start.
+        momentum, final_momentum: the teacher's at the start and at the end.
         centre_momentum: of the running centre.
         freeze_prototypes: steps before the prototypes are learnt.
     """
@@ -73,6 +73,7 @@ class DINO(Objective):
         warm_temperature: float = 0.04,
         warmup: int = 0,
         momentum: float = 0.996,
+        final_momentum: float = 1.0,
         centre_momentum: float = 0.9,
         freeze_prototypes: int = 0,
     ):
@@ -85,7 +86,8 @@ class DINO(Objective):
         self.needs = tuple(f"{view}:{field}" for view in self.views for field in ("pooled", "pixels")[: 2 if view in self.large else 1])
         self.hidden, self.out = hidden, out
         self.student_temperature, self.final_temperature, self.warm_temperature = student_temperature, teacher_temperature, warm_temperature
-        self.warmup, self.momentum, self.centre_momentum, self.freeze_prototypes = warmup, momentum, centre_momentum, freeze_prototypes
+        self.momentum, self.final_momentum, self.centre_momentum = momentum, final_momentum, centre_momentum
+        self.warmup, self.freeze_prototypes = warmup, freeze_prototypes
         self.register_buffer("centre", torch.zeros(out))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._seen: list[Tensor] = []  # of this step: sums of the teacher's logits and outputs, [2, K], and entropy and rows
@@ -94,6 +96,7 @@ class DINO(Objective):
         self.steps = steps
         self.head = Head(model.image.width, self.hidden, self.out)
         self.teacher, self.teacher_head = Teacher(model.image), Teacher(self.head)
+        model.teachers["dino"] = self.teacher.module
 
     @property
     def teacher_temperature(self) -> float:
@@ -124,7 +127,8 @@ class DINO(Objective):
         rows = seen[-1]
         logits, outputs = seen[: self.out] / rows, seen[self.out : 2 * self.out] / rows
         self.centre.lerp_(logits.to(self.centre.dtype), 1 - self.centre_momentum)
-        momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * min(1.0, step / max(1, self.steps))) + 1) / 2
+        left = (math.cos(math.pi * min(1.0, step / max(1, self.steps))) + 1) / 2
+        momentum = self.final_momentum - (self.final_momentum - self.momentum) * left
         self.teacher.follow(model.image, momentum)
         self.teacher_head.follow(self.head, momentum)
         self.step.fill_(step)

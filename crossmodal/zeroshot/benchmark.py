@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from crossmodal import resources
-from crossmodal.data.sources import open_source
 from crossmodal.data.sources.base import Source
 from crossmodal.embed import Embeddings, encode
 from crossmodal.errors import UserError
@@ -59,9 +58,3 @@ def score(classifier: ZeroShotClassifier, pictures: Embeddings, block: int = 409
     labels = torch.tensor(pictures.labels)
     rank = torch.cat([ranks(classifier.scores(x), y) for x, y in zip(pictures.image.split(block), labels.split(block), strict=True)])
     return classification(rank, labels, count)
-
-
-def score_named(model: Model, name: str, workers: int = 0) -> dict[str, float]:
-    """The figures of a benchmark by its name."""
-    benchmark = find(name)
-    return score_source(model, open_source(benchmark.source), benchmark.templates, workers)[0]

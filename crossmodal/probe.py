@@ -1,0 +1,106 @@
+"""What an image tower has learnt, without its projection and without words: k-NN and a linear probe on its pooled features."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from crossmodal.data.loader import evaluation_batches
+from crossmodal.data.sources.base import Source
+from crossmodal.data.views import EvalView
+from crossmodal.errors import UserError
+from crossmodal.towers.base import ImageTower
+
+
+@torch.inference_mode()
+def features(tower: ImageTower, source: Source, view: EvalView, workers: int = 0) -> tuple[Tensor, Tensor]:
+    """Pooled features [N, W], fp32 on the CPU, and labels [N] of a source with classes; pictures that do not decode are left out.
+
+    Errors: ``UserError`` for a source without labels.
+    """
+    was, device = tower.training, next(tower.parameters()).device
+    tower.eval()
+    found, labels = [], []
+    with tqdm(total=len(source), unit="picture", desc="probe", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for items in evaluation_batches(source, view, range(len(source)), workers=workers):
+            whole = [(picture, sample) for _, picture, sample, _ in items if picture is not None]
+            if any(sample.label is None for _, sample in whole):
+                raise UserError(f"{next(s.key for _, s in whole if s.label is None)}: has no label, so there is nothing to probe for.")
+            if whole:
+                found.append(tower(torch.stack([p for p, _ in whole]).to(device))["pooled"].float().cpu())
+                labels += [sample.label for _, sample in whole]
+            bar.update(len(items))
+    tower.train(was)
+    return torch.cat(found), torch.tensor(labels)
+
+
+def halves(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [A] and [B]: of every class the first, third, … to fit on, the others to score."""
+    turns: defaultdict[int, Iterator[bool]] = defaultdict(lambda: cycle((True, False)))
+    fits = torch.tensor([next(turns[y]) for y in labels.tolist()])
+    return fits.nonzero()[:, 0], (~fits).nonzero()[:, 0]
+
+
+def knn(fit: Tensor, fit_labels: Tensor, score: Tensor, score_labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
+    """The share of ``score`` [B, W] whose class has most votes among the k nearest of ``fit`` [A, W] by cosine.
+
+    A vote weighs exp(cosine / temperature), as in Wu et al. 2018 (https://arxiv.org/abs/1805.01978, section 3.4) and DINO.
+    """
+    return _votes(F.normalize(score, dim=1) @ F.normalize(fit, dim=1).T, fit_labels, score_labels, k, temperature)
+
+
+def knn_left_out(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
+    """``knn`` of each picture among all the others."""
+    x = F.normalize(features, dim=1)
+    return _votes((x @ x.T).fill_diagonal_(-torch.inf), labels, labels, min(k, len(x) - 1), temperature)
+
+
+def _votes(cosine: Tensor, labels: Tensor, wanted: Tensor, k: int, temperature: float) -> float:
+    near = cosine.topk(min(k, cosine.shape[1]))
+    votes = torch.zeros(len(cosine), int(labels.max()) + 1).scatter_add_(1, labels[near.indices], (near.values / temperature).exp())
+    return (votes.argmax(1) == wanted).double().mean().item()
+
+
+def linear(fit: Tensor, fit_labels: Tensor, score: Tensor, score_labels: Tensor, penalties: tuple[float, ...] | None = None) -> float:
+    """The accuracy of a multinomial logistic regression on standardised features (L-BFGS, L2 penalty λ‖W‖²/2 on the mean loss).
+
+    λ is the best of ``penalties`` (default 10⁻⁴ … 10¹) on one half of ``fit``, trained on the other; then all of ``fit`` is used.
+    """
+    mean, std = fit.mean(0), fit.std(0).clamp(min=1e-6)
+    a, b = halves(fit_labels)
+    tried = {
+        λ: _accuracy(*_regress((fit[a] - mean) / std, fit_labels[a], λ), (fit[b] - mean) / std, fit_labels[b]) for λ in _grid(penalties)
+    }
+    best = max(tried, key=tried.get)
+    return _accuracy(*_regress((fit - mean) / std, fit_labels, best), (score - mean) / std, score_labels)
+
+
+def _grid(penalties: tuple[float, ...] | None) -> Iterator[float]:
+    yield from penalties or (10.0**e for e in range(-4, 2))
+
+
+def _accuracy(weight: Tensor, bias: Tensor, x: Tensor, labels: Tensor) -> float:
+    return ((x @ weight.T + bias).argmax(1) == labels).double().mean().item()
+
+
+@torch.enable_grad()
+def _regress(x: Tensor, labels: Tensor, penalty: float, steps: int = 100) -> tuple[Tensor, Tensor]:
+    count = int(labels.max()) + 1
+    weight, bias = torch.zeros(count, x.shape[1], requires_grad=True), torch.zeros(count, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = F.cross_entropy(x @ weight.T + bias, labels) + 0.5 * penalty * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    return weight.detach(), bias.detach()

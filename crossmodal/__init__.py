@@ -13,7 +13,7 @@ import importlib
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "crossmodal.model",
+    "load": "crossmodal.loading",
     "Model": "crossmodal.model",
     "fit": "crossmodal.training.loop",
     "read": "crossmodal.recipe",

@@ -74,7 +74,7 @@ def _class_figures(model: Model, source, templates, workers: int) -> tuple[dict[
 def _load(ref: str, device: str | None) -> Model:
     import torch
 
-    from crossmodal.model import load
+    from crossmodal.loading import load
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, MultimodalTransformer
 from torch import Tensor, nn
 
+from crossmodal import attention
 from crossmodal.errors import UserError
 from crossmodal.recipe import DecoderPart, PoolerPart
 from crossmodal.towers.base import TextTower
@@ -36,7 +37,7 @@ class Pooler(nn.Module):
 
     def __init__(self, part: PoolerPart, token_width: int, width: int):
         super().__init__()
-        self.kind, self.width = part.kind, width
+        self.kind, self.width, self.queries = part.kind, width, part.queries
         heads = _heads(part.heads, width, "model.pooler.heads")
         self.caption = AttentionalPooler(width, token_width, heads, part.queries)
         self.caption_norm = nn.LayerNorm(width)
@@ -46,10 +47,11 @@ class Pooler(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, W] → (what the embedding is made from [B, D], what a decoder reads [B, Q, D])."""
-        found = self.caption_norm(self.caption(tokens))
-        if self.kind == "single":
-            return found[:, 0], found[:, 1:]
-        asked = self.contrastive(found if self.kind == "cascade" else tokens)
+        with attention.fitting(tokens.device, max(tokens.shape[1], self.queries)):
+            found = self.caption_norm(self.caption(tokens))
+            if self.kind == "single":
+                return found[:, 0], found[:, 1:]
+            asked = self.contrastive(found if self.kind == "cascade" else tokens)
         return self.contrastive_norm(asked)[:, 0], found
 
     def require(self, embed: bool, context: bool) -> None:
@@ -104,7 +106,8 @@ class Decoder(nn.Module):
 
     def forward(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Picture [B, Q, C] and text states [B, T, W] → states [B, T, W] from which the word after each is read."""
-        return self.body(self.context(context), tokens)
+        with attention.fitting(tokens.device, max(context.shape[1], tokens.shape[1])):
+            return self.body(self.context(context), tokens)
 
     def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """States [..., W] → logits of the next word [..., V]; ``embedding`` [V, W] is the text tower's, read where tied."""

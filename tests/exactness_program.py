@@ -31,9 +31,9 @@ CASES = {
     },
     "contrastive + simclr": {"contrastive": {}, "simclr": {"hidden": 24, "out": 16}},
     "contrastive + captioning": {"contrastive": {}, "captioning": {"weight": 2.0}},
-    "outside": {"tests.training.outside": {}},
+    "triplet": {"tests.objectives.triplet": {}},
     "simclr, synced norm": {"simclr": {"hidden": 24, "out": 16, "norm": "synced", "temperature": 0.5}},
-    "contrastive + outside": {"contrastive": {"weight": 0.7}, "tests.training.outside": {"weight": 1.3}},
+    "contrastive + triplet": {"contrastive": {"weight": 0.7}, "tests.objectives.triplet": {"weight": 1.3}},
 }
 MODEL = ["model.pooler={queries: 3, heads: 2}", "model.decoder={layers: 1, heads: 2}"]  # where a case has a decoder
 N = 16

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_a_model_too(trained, class_folder):
 def test_embedding_goes_on_where_it_broke_off(trained, pairs, tmp_path):
     from crossmodal import embed
     from crossmodal.data.sources import open_source
-    from crossmodal.model import load
+    from crossmodal.loading import load
 
     model, source = load(trained), open_source(str(pairs))
     arguments = (model, str(trained), source, str(pairs))

@@ -8,7 +8,8 @@ import torch
 from crossmodal import recipe
 from crossmodal.batch import Batch
 from crossmodal.errors import UserError
-from crossmodal.model import Model, load
+from crossmodal.loading import load
+from crossmodal.model import Model
 from crossmodal.recipe import ImagePart, ModelPart, TextPart
 from tests.conftest import encoded, shape
 

@@ -34,12 +34,16 @@ class Captioning(Objective):
         self.lengths = model.text.lengths
 
     def pair_terms(self, model: Model, batch: Batch, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
-        ids = batch.texts["text"]  # [B, T]
-        said = self.predicted(ids)  # [B, T - 1]
-        hidden = model.decoder(encoded["image:context"], encoded["text:tokens"][:, :-1])  # [B, T - 1, W]
-        logits = model.decoder.logits(hidden[said], model.text.embedding)  # [words, V]: none is computed for padding
+        ids, tokens, context = batch.texts["text"], encoded["text:tokens"], encoded["image:context"]  # [B, T], [B, T, W], [B, Q, C]
+        hidden, words = [], []
+        for rows, length in model.text.parts(ids):
+            said = self.predicted(ids[rows, :length])  # [R, L - 1]
+            hidden.append(model.decoder(context[rows], tokens[rows, : length - 1])[said])  # [words, W]: padding is not said
+            words.append(ids[rows, 1:length][said])
+        logits = model.decoder.logits(torch.cat(hidden), model.text.embedding)  # [words, V]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return {"captioning": (F.cross_entropy(logits, ids[:, 1:][said], reduction="sum"), said.sum())}
+        target = torch.cat(words)
+        return {"captioning": (F.cross_entropy(logits, target, reduction="sum"), torch.tensor(len(target), device=ids.device))}
 
     def pair_counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"captioning": self.predicted(batch.texts["text"]).sum()}

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from crossmodal import chance, resources, synced_norm
+from crossmodal import attention, chance, resources, synced_norm
 from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart, TextPart
 
@@ -29,6 +30,14 @@ class Tower(nn.Module):
     fields: tuple[str, ...] = ("pooled",)  # what ``forward`` can give
     scalars: dict[str, float] = {}  # "logit_scale" (not its log), "logit_bias": what came with a pretrained pair
     pretrained: bool = False
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        with attention.fitting(x.device, self.sequence(x)):
+            return super().__call__(x)
+
+    def sequence(self, x: Tensor) -> int:
+        """How many tokens its attention sees at an input; 0: not known, or none."""
+        return 0
 
     def save_assets(self, folder: Path) -> None:
         """Write what rebuilding this tower needs beside weights and recipe (configuration, tokenizer)."""
@@ -75,7 +84,13 @@ def _again(block: nn.Module, forward: Callable) -> Callable:
     def checkpointed(*arguments, **options):
         if not (block.training and torch.is_grad_enabled()):
             return forward(*arguments, **options)
-        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=chance.again, **options)
+        plain = attention.is_plain()
+
+        def again(*arguments, **options):
+            with attention.plainly(plain):
+                return forward(*arguments, **options)
+
+        return checkpoint(again, *arguments, use_reentrant=False, context_fn=chance.again, **options)
 
     return checkpointed
 
@@ -118,6 +133,10 @@ class ImageTower(Tower):
                     module.eval()
         return self
 
+    def sequence(self, x: Tensor) -> int:
+        """Patches and, at most, a few tokens more."""
+        return (x.shape[-2] // self.patch_size) * (x.shape[-1] // self.patch_size) if self.patch_size else 0
+
     def tokens_of(self, images: Tensor, kept: Tensor) -> Tensor:
         """Pictures and the patches to keep [B, K] → those patches' tokens [B, K, W], no others computed."""
         self.patches.keep = kept
@@ -159,6 +178,10 @@ class TextTower(Tower):
         """
         raise NotImplementedError
 
+    def sequence(self, x: Tensor) -> int:
+        """As many as there are columns."""
+        return x.shape[1]
+
     @property
     def embedding(self) -> Tensor:
         """The word embedding's weight [V, W]."""
@@ -173,21 +196,33 @@ class TextTower(Tower):
         used = (ids != self.pad_id).long()
         return ids.shape[1] - used.flip(1).argmax(1) * used.any(1)
 
-    def pooled(self, ids: Tensor, parts: int = 4) -> Tensor:
-        """Ids [B, T] → pooled [B, W], texts of like length together where trimming is exact.
+    def parts(self, ids: Tensor, count: int = 4) -> list[tuple[Tensor, int]]:
+        """Ids [B, T] → [(rows, how many columns they need)]: texts of like length together where trimming is exact.
 
         Captions are short but for a few: padded to the longest of their batch, most of the work is
-        padding. Sorted and cut into ``parts``, each is padded to its own longest. Done where that saves
-        a quarter of the work.
+        padding. Sorted and cut into ``count``, each is padded to its own longest. Done where that saves
+        a quarter of the work; else all rows are one part.
         """
-        if not self.trim_exact or len(ids) < 2 * parts:
-            return self(ids)["pooled"]
-        order = self.lengths(ids).argsort(stable=True)
-        longest = [int(rows[-1]) for rows in self.lengths(ids)[order].chunk(parts)]
-        if sum(longest) > 0.75 * parts * ids.shape[1]:
-            return self(ids)["pooled"]
-        chunks = [self(ids[rows, :n])["pooled"] for rows, n in zip(order.chunk(parts), longest, strict=True)]
-        return torch.cat(chunks)[order.argsort()]
+        whole = [(torch.arange(len(ids), device=ids.device), ids.shape[1])]
+        if not self.trim_exact or len(ids) < 2 * count:
+            return whole
+        lengths = self.lengths(ids)
+        rows = lengths.argsort(stable=True).chunk(count)
+        longest = [int(lengths[each[-1]]) for each in rows]
+        return whole if sum(longest) > 0.75 * count * ids.shape[1] else list(zip(rows, longest, strict=True))
+
+    def encode(self, ids: Tensor, tokens: bool = True) -> dict[str, Tensor]:
+        """As ``forward``, by ``parts``: "pooled" [B, W] and, if ``tokens``, "tokens" [B, T, W], zero where a part has no column."""
+        parts = self.parts(ids)
+        if len(parts) == 1:
+            return self(ids)
+        outs = [self(ids[rows, :length]) for rows, length in parts]
+        back = torch.cat([rows for rows, _ in parts]).argsort()
+        out = {"pooled": torch.cat([o["pooled"] for o in outs])[back]}
+        if tokens:
+            widened = [F.pad(o["tokens"], (0, 0, 0, ids.shape[1] - o["tokens"].shape[1])) for o in outs]
+            out["tokens"] = torch.cat(widened)[back]
+        return out
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError

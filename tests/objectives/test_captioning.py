@@ -15,7 +15,8 @@ from crossmodal.training.loop import fit
 from tests.conftest import metrics
 from tests.training.test_task import batch_for
 
-CAPTIONS = ["a red circle", "two green squares beside the moon", "a", "one long black cross", "the moon!"]
+CAPTIONS = ["a red circle", "two green squares beside the moon", "a", "one long black cross", "the moon!", "red", "the red moon", "a b"]
+CAPTIONS.append(" ".join(["a very long caption, four times as long as the others"] * 2))  # so that like lengths go together
 COCA = [
     "objectives={contrastive: {weight: 1.0}, captioning: {weight: 2.0}}",
     "model.pooler={queries: 4, heads: 2}",
@@ -26,7 +27,7 @@ COCA = [
 def built_and_batch(tiny, *more):
     torch.manual_seed(0)
     built = task.build(recipe.read(tiny, [*COCA, *more])).eval()
-    batch = batch_for(built, 5)
+    batch = batch_for(built, len(CAPTIONS))
     batch.texts = {"text": built.model.text.tokenize(CAPTIONS)}
     return built, batch
 
@@ -35,6 +36,7 @@ def test_loss_is_the_mean_over_all_words_and_no_padding(tiny):
     built, batch = built_and_batch(tiny)
     model, objective = built.model, built.objectives["captioning"]
     encoded = model.encode(batch, built.needs)
+    assert len(model.text.parts(batch.texts["text"])) > 1
     total, count = objective.pair_terms(model, batch, encoded)["captioning"]
     assert count.item() == objective.pair_counts(batch)["captioning"].item()
     by_hand, words = 0.0, 0

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import timm
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from crossmodal import resources
@@ -100,8 +101,10 @@ def test_trimmed_text_equals_padded_text(name, tmp_path):
         short, long = tower(trimmed), tower(padded)
         assert short["pooled"].shape == (4, tower.width)
         assert torch.allclose(short["pooled"], long["pooled"], atol=1e-6)
-        by_length = tower.pooled(padded.repeat(3, 1))
-        assert torch.allclose(by_length, long["pooled"].repeat(3, 1), atol=1e-5)
+        by_length = tower.encode(padded.repeat(3, 1))
+        assert torch.allclose(by_length["pooled"], long["pooled"].repeat(3, 1), atol=1e-5)
+        for row, length in enumerate(tower.lengths(padded).tolist() if tower.trim_exact else []):
+            assert torch.allclose(by_length["tokens"][row + 4, :length], long["tokens"][row, :length], atol=1e-5)
     assert short["tokens"].shape[:2] == trimmed.shape
 
 
@@ -249,3 +252,36 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     save_file(timm.create_model("test_vit2").state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"which the tower needs|has shape"):
         build_image(ImagePart(tower="timm:test_vit", pretrained=str(tmp_path / "w.safetensors")), 160)
+
+
+@pytest.mark.parametrize("name", ["open_clip", "gpt2", "clip", "bert"])
+def test_texts_start_and_end_where_the_tokenizer_says_so(name, tmp_path):
+    tower = build_text(TEXT_TOWERS[name](tmp_path))
+    ids = tower.tokenize(["a picture", "a"])
+    assert tower.start_id is not None and ids[:, 0].tolist() == [tower.start_id] * 2
+    for row, length in zip(ids, tower.lengths(ids).tolist(), strict=True):
+        assert row[length - 1] == tower.end_id
+    assert tower.words(ids[0, 1 : tower.lengths(ids)[0] - 1].tolist()).replace(" ", "") == "apicture"
+    assert len(tower.embedding) > ids.max()
+    tower.save_assets(tmp_path / "saved")
+
+
+def test_a_tokenizer_without_marks_is_given_them(tmp_path):
+    """GPT-2's own: one id begins, ends and pads, and its tokenizer adds none by itself."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<|endoftext|>", "a", "dog", "cat", "[UNK]"]
+    fast = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    end = words[0]
+    folder = write_config(tmp_path / "gpt2", CONFIGS["gpt2"])
+    for name in ("vocab.txt", "special_tokens_map.json"):  # of the tokenizer that was there
+        (folder / name).unlink()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=end, eos_token=end, unk_token="[UNK]").save_pretrained(folder)
+    tower = build_text(TextPart(tower=f"hf:{folder}")).eval()
+    assert tower.start_id == tower.end_id == tower.pad_id == 0
+    ids = tower.tokenize(["a dog", "a"])
+    assert ids.tolist() == [[0, 1, 2, 0], [0, 1, 0, 0]] and tower.lengths(ids).tolist() == [4, 3]
+    assert torch.allclose(tower(ids)["pooled"][1], tower(ids[1:, :3])["tokens"][0, -1], atol=1e-6), "the end of text is pooled"
+    tower.save_assets(tmp_path / "again")
+    assert build_text(TextPart(tower=f"hf:{tmp_path / 'again'}")).tokenize(["a dog"]).tolist() == [[0, 1, 2, 0]], "not marked twice"

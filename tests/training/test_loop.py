@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from crossmodal import recipe
 from crossmodal.errors import UserError
-from crossmodal.model import load
+from crossmodal.loading import load
 from crossmodal.training import checkpoint, optim, task
 from crossmodal.training.loop import fit
 from tests.conftest import encoded, launch, metrics, shape, write_tar

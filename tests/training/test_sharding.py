@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from crossmodal import recipe
 from crossmodal.errors import UserError
-from crossmodal.model import load
+from crossmodal.loading import load
 from crossmodal.towers import base
 from crossmodal.training import task
 from crossmodal.training.gradcache import backward

@@ -30,7 +30,7 @@ def test_weights_scale_the_terms_and_stand_in_the_recipe_only(tiny):
 
 
 def test_an_objective_from_outside_takes_one_file(tiny, tmp_path):
-    name = "tests.training.outside"
+    name = "tests.objectives.triplet"
     tiny.write_text(
         tiny.read_text().replace("  contrastive: {weight: 1.0}\n", f"  contrastive: {{}}\n  {name}: {{weight: 2.0, margin: 0.3}}\n")
     )
@@ -40,15 +40,15 @@ def test_an_objective_from_outside_takes_one_file(tiny, tmp_path):
     assert set(terms) == {"contrastive", "triplet", "length"}
     assert loss.item() == pytest.approx(terms["contrastive"].item() + 2 * (terms["triplet"] + terms["length"]).item(), rel=1e-5)
     loss.backward()
-    assert built.objectives["tests_training_outside"].slope.grad is not None
+    assert built.objectives["tests_objectives_triplet"].slope.grad is not None
     fit(said)
     assert {"contrastive", "triplet", "length"} <= metrics(tmp_path / "run")[-1].keys()
-    with pytest.raises(UserError, match=r"unknown key 'objectives.tests.training.outside.marign'; did you mean 'margin'"):
+    with pytest.raises(UserError, match=r"unknown key 'objectives.tests.objectives.triplet.marign'; did you mean 'margin'"):
         recipe.check({**said.model_dump(), "objectives": {name: {"marign": 1}}})
 
 
 def test_objectives_that_want_different_starts_are_refused(tiny):
     said = recipe.read(tiny)
-    said.objectives["tests.training.outside"] = {"start": 10.0}
+    said.objectives["tests.objectives.triplet"] = {"start": 10.0}
     with pytest.raises(UserError, match=r"wants logit_scale to start at 10, another at 14.2857"):
         task.build(said)

@@ -1,0 +1,70 @@
+"""A model by its reference: a folder of ours, or a dual encoder of a library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from crossmodal.allocator import keep_freed_memory
+from crossmodal.errors import UserError
+from crossmodal.model import FORMAT, Model
+from crossmodal.recipe import ImagePart, ModelPart, TextPart
+from crossmodal.towers import build_text
+from crossmodal.towers.open_clip import decoder_part
+
+
+def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
+    """A model by run folder, checkpoint or model folder, ``open_clip:NAME/TAG`` or ``hf:ID-OR-FOLDER``.
+
+    Returns it in eval mode on ``device``. Errors: ``UserError`` saying what was looked for.
+    """
+    keep_freed_memory()
+    ref = str(ref)
+    folder = Path(ref)
+    if ref.startswith("open_clip:"):
+        name, _, tag = ref.removeprefix("open_clip:").partition("/")
+        model = _library(f"open_clip:{name}", tag or None)
+    elif ref.startswith("hf:"):
+        model = _library(ref, None)
+    else:
+        inside = [folder / "model", folder]
+        found = next((f for f in inside if (f / "model.json").is_file()), None)
+        if found is None:
+            what = "holds no model/model.json" if folder.is_dir() else "does not exist"
+            hint = "; training has not finished? its checkpoints/ may hold one" if (folder / "checkpoints").is_dir() else ""
+            raise UserError(f"{ref}: {what}; give a run folder, a checkpoint, open_clip:NAME/TAG or hf:ID{hint}.")
+        model = _folder(found)
+    return model.to(device).eval()
+
+
+def _library(tower: str, tag: str | None) -> Model:
+    image = ImagePart(tower=tower, pretrained=tag, projection="none")
+    text = TextPart(tower=tower, pretrained=tag, projection="none")
+    width = build_text(text).width
+    decoder = decoder_part(tower.removeprefix("open_clip:"), tag) if tower.startswith("open_clip:") else None
+    return Model(ModelPart(embed_dim=width, image=image, text=text, decoder=decoder))
+
+
+def _folder(folder: Path) -> Model:
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if about.get("format") != FORMAT:
+        raise UserError(f"{folder}/model.json: is of format {about.get('format')}; this version reads {FORMAT}.")
+    part = ModelPart.model_validate(about["model"])
+    kept = part.model_copy(deep=True)
+    for half in (part.image, part.text):
+        half.pretrained, half.freeze = None, False  # the weights stand here, whole
+    if part.decoder:
+        part.decoder.pretrained = None
+    part.image.mean, part.image.std = (tuple(about["preprocessing"][k]) for k in ("mean", "std"))
+    part.image.resize = about["preprocessing"]["resize"]
+    for half in ("image", "text"):
+        if (folder / half).is_dir():  # a tower that saved its own configuration is built from that
+            tower = getattr(part, half)
+            tower.tower, tower.kwargs = f"{tower.tower.partition(':')[0]}:{folder / half}", {}
+    model = Model(part, about["image_size"], templates=about["templates"])
+    model.part, model.training_record = kept, about["training"]
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model

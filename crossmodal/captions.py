@@ -82,11 +82,15 @@ def caption(
     return rows, said, references, broken
 
 
-def copied(pictures: Embeddings, train: Embeddings) -> list[str]:
-    """The baseline: for each picture the first caption of the training picture whose embedding is nearest."""
-    first: dict[int, str] = {}
-    for text, owner in zip(train.captions, train.owner.tolist(), strict=True):
-        first.setdefault(owner, text)
-    has = sorted(first)
-    nearest = (pictures.image @ train.image[has].T).argmax(1)
-    return [first[has[n]] for n in nearest.tolist()]
+def copied(pictures: Embeddings, train: Embeddings, source: Source) -> list[str]:
+    """The baseline: for each picture the first caption of the picture of ``source`` whose embedding in ``train`` is nearest.
+
+    Errors: ``UserError`` where no picture of the source has a caption.
+    """
+    out = []
+    for near in (pictures.image @ train.image.T).argsort(1, descending=True).tolist():
+        captions = (source[train.rows[n]].captions for n in near)
+        out.append(next((each[0] for each in captions if each), None))
+        if out[-1] is None:
+            raise UserError("the pictures to copy from have no captions.")
+    return out

@@ -185,9 +185,10 @@ def caption(options: argparse.Namespace) -> None:
     if options.copy_from:
         from crossmodal.data.sources import open_source
 
-        train = encode(model, open_source(options.copy_from), workers=options.workers, title="the pictures to copy from")
+        others = open_source(options.copy_from)
+        near = encode(model, others, texts=False, workers=options.workers, title="the pictures to copy from")
         kept = encode(model, source, texts=False, workers=options.workers)
-        baseline = captions.score(captions.copied(kept, train), written)
+        baseline = captions.score(captions.copied(kept, near, others), written)
     keyed = [{"row": row, "caption": text} for row, text in zip(rows, said, strict=True)]
     more = {"pictures": len(said), "search": search, "tokeniser": captions.TOKENISER, "baseline": baseline, "captions": keyed}
     _write_figures(options, "captioning", options.data, figures, broken=broken, **more)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crossmodal import captions
+from crossmodal.batch import Sample
 from crossmodal.cli import main
 from crossmodal.embed import Embeddings
 from crossmodal.errors import UserError
@@ -48,12 +49,17 @@ def test_a_picture_without_references_is_named():
 
 
 def test_the_nearest_picture_s_first_caption_is_copied():
-    def pictures(image, texts, owner):
+    def pictures(*image):
         n = len(image)
-        return Embeddings(torch.tensor(image), torch.empty(len(texts), 2), torch.tensor(owner), list(range(n)), [""] * n, texts, [None] * n)
+        nothing = torch.empty(0, dtype=torch.long)
+        return Embeddings(torch.tensor(image), torch.empty(0, 2), nothing, list(range(n)), [""] * n, [], [None] * n)
 
-    train = pictures([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], ["right", "to the right", "up"], [0, 0, 1])
-    assert captions.copied(pictures([[0.9, 0.1], [0.6, 0.8]], [], []), train) == ["right", "up"], "the third has no caption to copy"
+    source = [Sample("0", b"", ("right", "to the right")), Sample("1", b"", ("up",)), Sample("2", b"")]
+    train = pictures([1.0, 0.0], [0.0, 1.0], [0.6, 0.8])
+    said = captions.copied(pictures([0.9, 0.1], [0.6, 0.8]), train, source)
+    assert said == ["right", "up"], "the third is nearest, but has no caption to copy"
+    with pytest.raises(UserError, match="have no captions"):
+        captions.copied(train, train, [Sample("0", b"")] * 3)
 
 
 @pytest.fixture

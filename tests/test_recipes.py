@@ -30,3 +30,14 @@ def test_every_header_says_what_to_expect_and_how(name):
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert any("crossmodal train" in line or "-m crossmodal train" in line for line in header), "the command"
     assert any("%" in line for line in header), "the result"
+
+
+def test_small_twins_differ_in_their_objectives_alone():
+    """What the ablation compares: the same towers, data and optimiser; a pooler and decoder where there is something to say."""
+    twins = {name: recipe.read(name).model_dump() for name in resources.listed("recipes") if name.endswith("_small")}
+    assert set(twins) == {f"{n}_small" for n in ("clip", "siglip", "slip", "coca", "mae_clip", "dino_clip")}
+    assert len({str(t.pop("objectives")) for t in twins.values()}) == 6
+    for name, twin in twins.items():
+        assert twin.pop("out") == f"runs/{name}"
+        assert (twin["model"].pop("decoder") is None) == (twin["model"].pop("pooler") is None) == (name != "coca_small")
+    assert len({str(t) for t in twins.values()}) == 1

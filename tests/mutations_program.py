@@ -1,6 +1,7 @@
 """Run by test_mutations: breaks lines of a copy of the package, one at a time, and runs tests on it.
 
-Reads [objective, tests, file, right, wrong] of each on stdin, prints pytest's exit statuses. The libraries are imported once; each
+Reads [objective, tests, file, right, wrong] of each on stdin, prints pytest's exit statuses, null for a line
+that is not there once. The libraries are imported once; each
 run is a fork of that process, which then imports the copy.
 """
 
@@ -23,8 +24,10 @@ statuses = []
 for objective, tests, file, right, wrong in json.load(sys.stdin):
     path = copy / "crossmodal" / file if file else None
     whole = path.read_text(encoding="utf-8") if path else ""
+    if path and whole.count(right) != 1:
+        statuses.append(None)
+        continue
     if path:
-        assert whole.count(right) == 1, f"{file} no longer has exactly one {right!r}; say anew where that could be wrong"
         path.write_text(whole.replace(right, wrong), encoding="utf-8")
     child = os.fork()
     if child == 0:

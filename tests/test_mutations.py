@@ -13,7 +13,10 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-CONTRASTIVE = ("contrastive", "test_equals_the_naive_loop or test_both_ways or test_equal_pictures or test_gradient_of_the_scale")
+CONTRASTIVE = (
+    "contrastive",
+    "test_equals_the_naive_loop or test_both_ways or test_equal_pictures or test_gradients_equal or test_chance_is",
+)
 SIGMOID = ("sigmoid", "test_equals_the_naive_loop or test_starts_where")
 SIMCLR = ("simclr", "test_equals_the_naive_loop")
 CAPTIONING = ("captioning", "test_loss_is_the_mean or test_no_word or test_the_picture_is_read")
@@ -27,7 +30,8 @@ BROKEN = [
     (*CONTRASTIVE, "temperature", "objectives/contrastive.py", "log_sum_exp(image, text, log_scale)", "log_sum_exp(image, text, log_scale / 2)"),
     (*CONTRASTIVE, "transpose of positives", "objectives/contrastive.py", "text * positives.sum(image)", "image * positives.sum(text)"),
     (*CONTRASTIVE, "positives not averaged", "objectives/contrastive.py", ".sum(1) / positives.count)", ".sum(1) / 2)"),
-    (*CONTRASTIVE, "gradient", "pairwise.py", "(tile - top).exp_()", "(tile - top).exp_().detach().clone().fill_(0.5)"),
+    (*CONTRASTIVE, "gradient of the texts", "pairwise.py", "dy.addmm_(p.T, xs)", "dy.addmm_(p.T, x[rows])"),
+    (*CONTRASTIVE, "overflow", "pairwise.py", "e = (tile - row_top[:, None]).exp_()", "e = tile.exp()"),
     (*SIGMOID, "sign", "objectives/sigmoid.py", "len(image) - right.mean()", "len(image) + right.mean()"),
     (*SIGMOID, "temperature", "objectives/sigmoid.py", "right = log_scale.exp() *", "right = log_scale *"),
     (*SIGMOID, "transpose", "objectives/sigmoid.py", "(image * positives.sum(text)).sum(1)", "(image * text.flip(0)).sum(1)"),
@@ -79,4 +83,7 @@ def test_unbroken_they_pass(statuses, number):
 
 @pytest.mark.parametrize("number", range(len(BROKEN)), ids=[f"{b[0]}: {b[2]}" for b in BROKEN])
 def test_broken_they_fail(statuses, number):
-    assert statuses[len(WHOLE) + number] == 1, f"the tests of {BROKEN[number][0]} do not see: {BROKEN[number][2]}"
+    status = statuses[len(WHOLE) + number]
+    objective, _, wrong, file, right, _ = BROKEN[number]
+    assert status is not None, f"{file} no longer has exactly one {right!r}; say anew where that could be wrong"
+    assert status == 1, f"the tests of {objective} do not see: {wrong}"

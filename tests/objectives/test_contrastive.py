@@ -53,14 +53,23 @@ def test_chance_is_log_n_and_scale_100_does_not_overflow():
     assert torch.isfinite(log_scale.grad).all()
 
 
-def test_gradient_of_the_scale_equals_finite_differences():
+@pytest.mark.parametrize("tile", [1, 14, 2**22])
+def test_gradients_equal_finite_differences(tile, monkeypatch):
+    monkeypatch.setattr(pairwise, "TILE", tile)
     torch.manual_seed(1)
-    image, text = (F.normalize(torch.randn(6, 4, dtype=torch.float32), dim=1) for _ in range(2))
-    log_scale = torch.tensor([2.0], requires_grad=True)
-    Contrastive().batch_terms({"image": image, "text": text}, {"logit_scale": log_scale})["contrastive"].backward()
-    step = 1e-4
-    by_hand = (naive(image, text, math.exp(2 + step)) - naive(image, text, math.exp(2 - step))) / (2 * step)
-    assert log_scale.grad.item() == pytest.approx(by_hand, rel=1e-3)
+    image, text = (F.normalize(torch.randn(6, 4, dtype=torch.float64), dim=1) for _ in range(2))
+    leaves = [x.clone().requires_grad_() for x in (image, text, torch.tensor([2.0], dtype=torch.float64))]
+    Contrastive().batch_terms({"image": leaves[0], "text": leaves[1]}, {"logit_scale": leaves[2]})["contrastive"].backward()
+    step = 1e-5
+
+    def moved(which: int, place: int, by: float) -> float:
+        at = [leaf.detach().clone() for leaf in leaves]
+        at[which].view(-1)[place] += by
+        return naive(at[0], at[1], math.exp(at[2].item()))
+
+    for which, leaf in enumerate(leaves):
+        by_hand = [(moved(which, n, step) - moved(which, n, -step)) / (2 * step) for n in range(leaf.numel())]
+        assert leaf.grad.flatten().tolist() == pytest.approx(by_hand, rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("tile", [1, 14, 2**22])

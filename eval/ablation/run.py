@@ -138,7 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("--val", help="pairs to retrieve from")
     parser.add_argument("--labelled", help="pictures with labels, for the probes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--evaluate-every", type=int, default=60, metavar="STEPS")
+    parser.add_argument("--evaluate-every", type=int, default=120, metavar="STEPS")
     parser.add_argument("--out", type=Path, default=HERE, help="where table.md, plot.svg and cells/ stand")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
     parser.add_argument("--floor", nargs="+", metavar="NAME VALUE", help="a last row for comparison, in the order of the recall columns")

@@ -1,5 +1,6 @@
 """Captioning against loops written from the paper; the decoder and pooler against open_clip's CoCa."""
 
+import json
 import math
 
 import open_clip
@@ -116,20 +117,28 @@ def test_a_decoder_comes_by_itself_and_is_free_where_none_is_asked(tiny):
     assert task.build(recipe.read(tiny)).model.decoder is None
 
 
-def coca_weights(tmp_path, **sizes):
-    """A random open_clip CoCa, its weights in a file."""
+def coca_weights(folder):
+    """A random open_clip CoCa of its own shape, but smaller; its weights in a file."""
+    name = "coca_ViT-B-32"
+    config = open_clip.get_model_config(name)
+    config["embed_dim"] = 64
+    config["vision_cfg"] |= {"layers": 2, "width": 64, "head_width": 32, "image_size": 64}
+    config["text_cfg"] |= {"layers": 2, "width": 64, "heads": 2, "context_length": 24}
+    config["multimodal_cfg"] |= {"layers": 2, "width": 64, "heads": 2, "context_length": 24}
+    (folder / "coca_small.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "coca_small.json")
     torch.manual_seed(3)
-    theirs = open_clip.create_model("coca_ViT-B-32", output_dict=True).eval()
+    theirs = open_clip.create_model("coca_small", output_dict=True).eval()
     torch.nn.init.normal_(theirs.text_decoder.text_projection, std=0.1)  # left uninitialised there
-    torch.save(theirs.state_dict(), tmp_path / "coca.pt")
-    return theirs, f"open_clip:coca_ViT-B-32/{tmp_path / 'coca.pt'}"
+    torch.save(theirs.state_dict(), folder / "coca.pt")
+    return theirs, f"open_clip:coca_small/{folder / 'coca.pt'}"
 
 
 def test_equals_open_clips_coca(tmp_path):
     theirs, ref = coca_weights(tmp_path)
     ours = load(ref)
-    pictures = torch.randint(0, 255, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    tokenizer = open_clip.get_tokenizer("coca_ViT-B-32")
+    pictures = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokenizer = open_clip.get_tokenizer("coca_small")
     with torch.no_grad():
         images = ours.image.normalise(pictures)
         out = theirs(images, tokenizer(CAPTIONS[:3]))

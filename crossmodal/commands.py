@@ -191,7 +191,7 @@ def caption(options: argparse.Namespace) -> None:
         baseline = captions.score(captions.copied(kept, near, others), written)
     keyed = [{"row": row, "caption": text} for row, text in zip(rows, said, strict=True)]
     more = {"pictures": len(said), "search": search, "tokeniser": captions.TOKENISER, "baseline": baseline, "captions": keyed}
-    _write_figures(options, "captioning", options.data, figures, broken=broken, **more)
+    _write_figures(options, "image_captioning", options.data, figures, broken=broken, **more)
     print(f"{len(said):,} pictures, {100 * figures['distinct']:.1f} % distinct captions; metrics on: {captions.TOKENISER}")
     for title, each in (("model", figures), ("copied from the nearest picture", baseline)):
         if each:

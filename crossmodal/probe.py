@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 import torch
@@ -17,6 +17,8 @@ from crossmodal.data.sources.base import Source
 from crossmodal.data.views import EvalView
 from crossmodal.errors import UserError
 from crossmodal.towers.base import ImageTower
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
 
 @torch.inference_mode()
@@ -68,22 +70,16 @@ def _votes(cosine: Tensor, labels: Tensor, wanted: Tensor, k: int, temperature: 
     return (votes.argmax(1) == wanted).double().mean().item()
 
 
-def linear(fit: Tensor, fit_labels: Tensor, score: Tensor, score_labels: Tensor, penalties: tuple[float, ...] | None = None) -> float:
+def linear(fit: Tensor, fit_labels: Tensor, score: Tensor, score_labels: Tensor, penalties: Sequence[float] = PENALTIES) -> float:
     """The accuracy of a multinomial logistic regression on standardised features (L-BFGS, L2 penalty λ‖W‖²/2 on the mean loss).
 
-    λ is the best of ``penalties`` (default 10⁻⁴ … 10¹) on one half of ``fit``, trained on the other; then all of ``fit`` is used.
+    λ is the best of ``penalties`` on one half of ``fit``, trained on the other; then all of ``fit`` is used.
     """
     mean, std = fit.mean(0), fit.std(0).clamp(min=1e-6)
+    x, y = (fit - mean) / std, (score - mean) / std
     a, b = halves(fit_labels)
-    tried = {
-        λ: _accuracy(*_regress((fit[a] - mean) / std, fit_labels[a], λ), (fit[b] - mean) / std, fit_labels[b]) for λ in _grid(penalties)
-    }
-    best = max(tried, key=tried.get)
-    return _accuracy(*_regress((fit - mean) / std, fit_labels, best), (score - mean) / std, score_labels)
-
-
-def _grid(penalties: tuple[float, ...] | None) -> Iterator[float]:
-    yield from penalties or (10.0**e for e in range(-4, 2))
+    tried = {penalty: _accuracy(*_regress(x[a], fit_labels[a], penalty), x[b], fit_labels[b]) for penalty in penalties}
+    return _accuracy(*_regress(x, fit_labels, max(tried, key=tried.get)), y, score_labels)
 
 
 def _accuracy(weight: Tensor, bias: Tensor, x: Tensor, labels: Tensor) -> float:

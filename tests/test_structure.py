@@ -1,5 +1,6 @@
 """The house: floors without circles, a packaging list that is whole, one door for every name."""
 
+import ast
 import configparser
 import subprocess
 import sys
@@ -48,3 +49,14 @@ def test_help_needs_no_torch():
     code = "import sys, crossmodal.cli; assert 'torch' not in sys.modules, 'torch'; assert 'transformers' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_outside_objectives_names_one():
+    """No string, attribute or comparison elsewhere knows an objective; a decoder's or a recipe's hint may speak of one in a sentence."""
+    names = set(registry.names("objectives"))
+    assert {"contrastive", "captioning", "dino"} <= names
+    for file in (ROOT / "crossmodal").rglob("*.py"):
+        if file.parent.name != "objectives":
+            said = {n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            assert not said & names, f"{file} names {said & names}"
+            assert not any(f"objectives.{n}" in file.read_text() for n in names), file

@@ -39,26 +39,28 @@ class Pooler(nn.Module):
         super().__init__()
         self.kind, self.width, self.queries = part.kind, width, part.queries
         heads = _heads(part.heads, width, "model.pooler.heads")
-        self.caption = AttentionalPooler(width, token_width, heads, part.queries)
-        self.caption_norm = nn.LayerNorm(width)
+        if part.kind == "single" and part.queries < 2:
+            raise UserError("model.pooler.queries is 1, which with kind: single leaves none for a decoder; take at least 2.")
+        self.context = AttentionalPooler(width, token_width, heads, part.queries)
+        self.context_norm = nn.LayerNorm(width)
         if part.kind != "single":
-            self.contrastive = AttentionalPooler(width, width if part.kind == "cascade" else token_width, heads, 1)
-            self.contrastive_norm = nn.LayerNorm(width)
+            self.embed = AttentionalPooler(width, width if part.kind == "cascade" else token_width, heads, 1)
+            self.embed_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, W] → (what the embedding is made from [B, D], what a decoder reads [B, Q, D])."""
         with attention.fitting(tokens.device, max(tokens.shape[1], self.queries)):
-            found = self.caption_norm(self.caption(tokens))
+            found = self.context_norm(self.context(tokens))
             if self.kind == "single":
                 return found[:, 0], found[:, 1:]
-            asked = self.contrastive(found if self.kind == "cascade" else tokens)
-        return self.contrastive_norm(asked)[:, 0], found
+            asked = self.embed(found if self.kind == "cascade" else tokens)
+        return self.embed_norm(asked)[:, 0], found
 
     def require(self, embed: bool, context: bool) -> None:
         """Train only what is read: the way to the embedding, to the decoder's context, or both."""
         self.requires_grad_(False)
         for module in self.children():
-            to_embed = module in (getattr(self, "contrastive", None), getattr(self, "contrastive_norm", None))
+            to_embed = self.kind != "single" and module in (self.embed, self.embed_norm)
             module.requires_grad_(embed if to_embed else context or (embed and self.kind != "parallel"))
 
 

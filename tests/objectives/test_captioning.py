@@ -74,11 +74,11 @@ def test_the_picture_is_read(tiny):
 @pytest.mark.parametrize(
     "kind, fields, trained",
     [
-        ("cascade", ("embed",), {"caption", "caption_norm", "contrastive", "contrastive_norm"}),
-        ("cascade", ("context",), {"caption", "caption_norm"}),
-        ("parallel", ("embed",), {"contrastive", "contrastive_norm"}),
-        ("parallel", ("embed", "context"), {"caption", "caption_norm", "contrastive", "contrastive_norm"}),
-        ("single", ("embed",), {"caption", "caption_norm"}),
+        ("cascade", ("embed",), {"context", "context_norm", "embed", "embed_norm"}),
+        ("cascade", ("context",), {"context", "context_norm"}),
+        ("parallel", ("embed",), {"embed", "embed_norm"}),
+        ("parallel", ("embed", "context"), {"context", "context_norm", "embed", "embed_norm"}),
+        ("single", ("embed",), {"context", "context_norm"}),
     ],
 )
 def test_of_a_pooler_exactly_what_is_read_is_trained(tiny, kind, fields, trained):
@@ -101,6 +101,7 @@ def test_of_a_pooler_exactly_what_is_read_is_trained(tiny, kind, fields, trained
     [
         ("model.text={tower: 'open_clip:ViT-B-16-SigLIP', kwargs: {layers: 1}}", "sees the whole text"),
         ("model.image={tower: 'open_clip:RN50'}", "patches or feature map, and this one gives none"),
+        ("model.pooler={kind: single, queries: 1}", "leaves none for a decoder"),
         ("model.decoder.heads=7", "model.decoder.heads is 7, which does not divide the width 64"),
     ],
 )

@@ -24,7 +24,7 @@ _WHERE = {
     "search": "crossmodal.retrieval.search",
     "grid": "crossmodal.retrieval.search",
     "thumbnail": "crossmodal.retrieval.search",
-    "score": "crossmodal.zeroshot.benchmark",
+    "score": "crossmodal.zeroshot.classifier",
     "recall": "crossmodal.retrieval.recall",
     "UserError": "crossmodal.errors",
 }

@@ -22,7 +22,7 @@ class Sample:
     key: str  # names the sample in reports: a path, a member of a tar, a code point
     image: bytes  # the encoded file (JPEG, PNG, WebP …), not yet decoded
     captions: tuple[str, ...] = ()  # every caption of the picture
-    label: int | None = None  # its class, where the source has classes
+    label: int | tuple[int, ...] | None = None  # its class, where the source has classes; several where pictures show several
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The door: ``crossmodal train | zeroshot | retrieve | caption | embed | index | search | report | recipes``.
+"""The door: ``crossmodal train | zeroshot | retrieve | compare | results | templates | caption | embed | index | search …``.
 
-Says what may be typed; ``commands`` does it. A user's mistake is one sentence on stderr and exit status 2.
+Says what may be typed; ``commands/`` does it. A user's mistake is one sentence on stderr and exit status 2.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from crossmodal import __version__, commands, recipe
+from crossmodal import __version__, recipe
 from crossmodal.allocator import keep_freed_memory
+from crossmodal.commands import captioning, evaluating, searching, training
 from crossmodal.errors import UserError
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         hint = "; --resume goes on from the newest checkpoint (train.checkpoint_every says how often one is written)"
-        print(f"crossmodal: interrupted{hint if options.run is commands.train else ''}", file=sys.stderr)
+        print(f"crossmodal: interrupted{hint if options.run is training.train else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing more to say
@@ -73,24 +74,72 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N", help="loader processes")
         added.add_argument("--device", default=None, help="cpu, cuda, mps (default: the best there is)")
 
-    train = command("train", commands.train, "Train as a recipe says: a YAML file, or the name of a packaged recipe.")
+    train = command("train", training.train, "Train as a recipe says: a YAML file, or the name of a packaged recipe.")
     train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a name from: crossmodal recipes list")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as data.train=my.csv optim.lr=1e-3")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
     train.add_argument("--overwrite", action="store_true", help="throw an existing run folder away first")
 
-    zeroshot = command("zeroshot", commands.zeroshot, "Score zero-shot classification on a source with classes.")
-    uses_model(zeroshot)
-    zeroshot.add_argument("--benchmark", metavar="NAME", help="a packaged benchmark or a YAML file, instead of --data")
-    zeroshot.add_argument("--templates", nargs="+", metavar="T", help="prompts with {}, or a file of them (default: the model's own)")
-    zeroshot.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON")
+    def examines(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--against", metavar="SOURCE", help="the training data: find test pictures in it, and score without them too")
+        added.add_argument(
+            "--corrupt", metavar="KIND:1…5", help="spoil the pictures first: noise, blur, contrast, brightness, jpeg, pixels, grey"
+        )
+        added.add_argument("--store", type=Path, metavar="DIR", help="where embeddings are kept (default: the user's cache folder)")
+        added.add_argument(
+            "--overwrite",
+            choices=("never", "missing", "always"),
+            default="missing",
+            help="encode what the store lacks (default), all, nothing",
+        )
+        added.add_argument("--output", type=Path, metavar="FILE.json", help="write figures as JSON, every answer as parquet beside it")
+        added.add_argument("--report", type=Path, metavar="FILE.html", help="write a page: figures, mistakes, calibration")
 
-    retrieve = command("retrieve", commands.retrieve, "Score retrieval on pairs: recall@k both ways, with every caption.")
+    zeroshot = command("zeroshot", evaluating.zeroshot, "Score zero-shot classification on a source with classes, or any benchmark.")
+    uses_model(zeroshot)
+    zeroshot.add_argument("--benchmark", metavar="NAME", nargs="+", default=[], help="packaged benchmarks or YAML files, instead of --data")
+    zeroshot.add_argument(
+        "--suite", metavar="NAME", nargs="+", default=[], help="sets of benchmarks: small, imagenet, vtab, retrieval, or a YAML list"
+    )
+    zeroshot.add_argument("--data-root", metavar="DIR", help="where the benchmarks' data sets stand (default: $CROSSMODAL_DATA, else data)")
+    zeroshot.add_argument(
+        "--task", default="classification", help="what to ask of --data: classification, multilabel, probe, composition …"
+    )
+    zeroshot.add_argument("--classes", metavar="FILE", help="class names of --data, one a line, or open_clip:imagenet")
+    zeroshot.add_argument(
+        "--templates", nargs="+", metavar="T", help="prompts with {}, a file of them, open_clip:openai (default: the model's own)"
+    )
+    zeroshot.add_argument("--descriptions", metavar="FILE.json", help='sentences about each class instead: {"class": ["…"]}')
+    examines(zeroshot)
+
+    retrieve = command("retrieve", evaluating.retrieve, "Score retrieval on pairs: recall@k both ways, with every caption.")
     uses_model(retrieve)
     retrieve.add_argument("-k", type=int, nargs="+", default=[1, 5, 10], metavar="K", help="default: 1 5 10")
-    retrieve.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON")
+    examines(retrieve)
 
-    caption = command("caption", commands.caption, "Say what is in pictures, with a model that has a decoder; score that on pairs.")
+    compare = command("compare", evaluating.compare, "Whether B really beats A: paired tests on the same pictures.")
+    compare.add_argument("a", type=Path, metavar="A.json", help="a result that --output wrote")
+    compare.add_argument("b", type=Path, metavar="B.json")
+    compare.add_argument("--metric", nargs="+", metavar="NAME", help="default: every one that is a share of questions")
+    compare.add_argument("--allow", nargs="+", default=[], choices=("prompts", "preprocessing"), help="compare although these differ")
+    compare.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON")
+
+    results = command("results", None, "Gather results.").add_subparsers(required=True, metavar="COMMAND")
+    table = command("table", evaluating.results_table, "Results as one table, Markdown or CSV.", results)
+    table.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="results' JSON files, or folders of them")
+    table.add_argument("--csv", action="store_true", help="a line a figure, with its interval")
+    table.add_argument("--output", type=Path, metavar="FILE")
+
+    templates = command("templates", None, "Look for good templates.").add_subparsers(required=True, metavar="COMMAND")
+    ranks = command(
+        "search", evaluating.templates_search, "Rank templates on validation pictures with classes, alone and together.", templates
+    )
+    uses_model(ranks)
+    ranks.add_argument("--templates", nargs="+", required=True, metavar="T", help="prompts with {}, files of them, open_clip:openai")
+    ranks.add_argument("--most", type=int, default=8, metavar="N", help="how many together at most (default 8)")
+    ranks.add_argument("--output", type=Path, metavar="FILE.txt", help="write those that are best together, one a line")
+
+    caption = command("caption", captioning.caption, "Say what is in pictures, with a model that has a decoder; score that on pairs.")
     uses_model(caption)
     caption.add_argument("pictures", nargs="*", metavar="PICTURE", help="files to caption; or --data, which also scores")
     caption.add_argument("--method", choices=("greedy", "beam", "nucleus"), default="beam", help="the search for words (default beam)")
@@ -103,19 +152,19 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("--report", type=Path, metavar="FILE.html", help="write a page of 20 pictures and captions")
     caption.add_argument("--output", type=Path, metavar="FILE.json", help="write figures and captions as JSON")
 
-    embed = command("embed", commands.embed, "Encode a source's pictures and captions into a folder; goes on where it broke off.")
+    embed = command("embed", searching.embed, "Encode a source's pictures and captions into a folder; goes on where it broke off.")
     uses_model(embed)
     embed.add_argument("-o", "--out", type=Path, required=True, metavar="EMB", help="the folder to write")
 
     index = command("index", None, "Build a searchable index.").add_subparsers(required=True, metavar="COMMAND")
-    build = command("build", commands.index_build, "Index the pictures of an embeddings folder.", index)
+    build = command("build", searching.index_build, "Index the pictures of an embeddings folder.", index)
     build.add_argument("embeddings", type=Path, metavar="EMB", help="a folder that crossmodal embed wrote")
     build.add_argument("-o", "--out", type=Path, required=True, metavar="IDX", help="the folder to write")
     build.add_argument(
         "--kind", default="Flat", metavar="FACTORY", help="faiss factory string: Flat is exact (default), HNSW32, IVF1024,Flat …"
     )
 
-    search = command("search", commands.search, "Find pictures by words, or by a picture with --image.")
+    search = command("search", searching.search, "Find pictures by words, or by a picture with --image.")
     search.add_argument("index", type=Path, metavar="IDX", help="a folder that crossmodal index build wrote")
     search.add_argument("text", nargs="?", metavar="TEXT", help="what to look for")
     search.add_argument("--image", type=Path, metavar="FILE", help="look for pictures like this one")
@@ -125,19 +174,19 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--device", default=None)
     search.add_argument("--output", type=Path, metavar="FILE.json", help="write the hits as JSON")
 
-    report = command("report", commands.report, "Write a run folder's report.html anew.")
+    report = command("report", training.report, "Write a run folder's report.html anew.")
     report.add_argument("run_folder", type=Path, metavar="RUN")
 
     recipes = command("recipes", None, "Look at recipes, copy one, check one.").add_subparsers(required=True, metavar="COMMAND")
-    command("list", commands.recipes_list, "The packaged recipes, with their first line.", recipes)
+    command("list", training.recipes_list, "The packaged recipes, with their first line.", recipes)
     for name, run, about in (
-        ("show", commands.recipes_show, "Print a recipe as it is written."),
-        ("validate", commands.recipes_validate, "Check a recipe, overrides included."),
+        ("show", training.recipes_show, "Print a recipe as it is written."),
+        ("validate", training.recipes_validate, "Check a recipe, overrides included."),
     ):
         added = command(name, run, about, recipes)
         added.add_argument("recipe", metavar="RECIPE")
         added.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    copy = command("copy", commands.recipes_copy, "Copy a packaged recipe, to change it.", recipes)
+    copy = command("copy", training.recipes_copy, "Copy a packaged recipe, to change it.", recipes)
     copy.add_argument("recipe", metavar="RECIPE")
     copy.add_argument("to", type=Path, metavar="FILE.yaml")
     command("schema", lambda o: print(recipe.dump_schema()), "Print the recipes' JSON Schema, for editors.", recipes)

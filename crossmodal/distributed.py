@@ -5,9 +5,19 @@ No rank enters a constructor anywhere else; who needs to know asks here.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def start() -> None:
+    """Join the other processes, where ``accelerate launch`` or torchrun started several; on one process, nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState()
 
 
 def world_size() -> int:

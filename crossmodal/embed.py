@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Embeddings:
     rows: list[int]  # N: the picture's index in the source
     keys: list[str]  # N
     captions: list[str]  # M
-    labels: list[int | None]  # N
+    labels: list[int | tuple[int, ...] | None]  # N
     broken: list[tuple[str, str]] = field(default_factory=list)  # (key, why) of pictures left out
 
     def __len__(self) -> int:
@@ -67,20 +68,22 @@ def encode(
     batch_size: int = 64,
     workers: int = 0,
     title: str = "encode",
+    view: Callable[[Tensor], Tensor] | None = None,
 ) -> Embeddings:
     """Every picture of ``source`` (or of its ``rows``) and, if ``texts``, every caption. Pictures that do not
-    decode are left out and listed in ``broken``. Under several processes each encodes its share of the
-    rows, and all of them get the whole."""
+    decode are left out and listed in ``broken``. ``view`` stands in for the model's own preprocessing. Under several processes
+    each encodes its share of the rows, in the batches that one process would have made, and all of them get the whole."""
     rows = range(len(source)) if rows is None else rows
     world, rank = distributed.world_size(), distributed.rank()
-    share = rows[len(rows) * rank // world : len(rows) * (rank + 1) // world]
+    batches = -(-len(rows) // batch_size)
+    share = rows[batches * rank // world * batch_size : batches * (rank + 1) // world * batch_size]
     model.eval()
     images: list[Tensor] = []
     found = Embeddings(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.long), [], [], [], [])
     owner: list[int] = []
     quiet = not (distributed.is_main() and sys.stderr.isatty())
     with tqdm(total=len(share), unit="picture", desc=title, disable=quiet, leave=False) as bar:
-        for items in evaluation_batches(source, model.eval_view(), share, batch_size, workers):
+        for items in evaluation_batches(source, view or model.eval_view(), share, batch_size, workers):
             whole = [(i, picture, sample) for i, picture, sample, _ in items if picture is not None]
             found.broken += [(sample.key, why) for _, picture, sample, why in items if picture is None]
             if whole:
@@ -115,8 +118,33 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
-def write(model: Model, model_ref: str, source: Source, spec: str, out: Path, *, shard: int = 8192, workers: int = 0) -> Path:
-    """Encode a source into the folder ``out``, shard by shard; goes on where an earlier run broke off.
+def data_fingerprint(source: Source) -> str:
+    """16 hex digits that name what a source holds: every sample's key, picture, captions and label, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    quiet = not (distributed.is_main() and sys.stderr.isatty())
+    for index in tqdm(range(len(source)), unit="sample", desc="fingerprint of the data", disable=quiet, leave=False):
+        try:
+            sample = source.identity(index)
+            digest.update(repr((sample.key, len(sample.image), sample.captions, sample.label)).encode())
+            digest.update(sample.image)
+        except OSError as error:
+            digest.update(str(error).encode())
+    return digest.hexdigest()
+
+
+def write(
+    model: Model,
+    model_ref: str,
+    source: Source,
+    spec: str,
+    out: Path,
+    *,
+    shard: int = 8192,
+    workers: int = 0,
+    view: Callable[[Tensor], Tensor] | None = None,
+) -> Path:
+    """Encode a source into the folder ``out``, shard by shard; goes on where an earlier run broke off. Under several processes all of them
+    encode and the first one writes.
 
     Errors: ``UserError`` when ``out`` holds the embeddings of another model or source.
     """
@@ -129,22 +157,29 @@ def write(model: Model, model_ref: str, source: Source, spec: str, out: Path, *,
         "shard": shard,
     }
     begun = out / "begun.json"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; -o names a folder.")
     if out.is_dir() and any(out.iterdir()):
         old = json.loads(begun.read_text(encoding="utf-8")) if begun.is_file() else None
         if old != about:
             raise UserError(f"{out}: exists already and holds something else than these embeddings; choose another -o or delete it.")
-    elif out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; -o names a folder.")
-    files.write_json(begun, about)
-    broken = []
-    for number, start in enumerate(range(0, len(source), shard)):
+    starts = list(enumerate(range(0, len(source), shard)))
+    missing = [(n, start) for n, start in starts if not (out / f"part-{n:05d}.safetensors").is_file()]
+    distributed.barrier()  # every process has seen the same parts before the first writes another
+    if distributed.is_main():
+        files.write_json(begun, about)
+    for number, start in missing:
         stem = out / f"part-{number:05d}"
-        if not stem.with_suffix(".safetensors").is_file():
-            part = encode(model, source, rows=range(start, min(start + shard, len(source))), workers=workers, title=stem.name)
+        rows = range(start, min(start + shard, len(source)))
+        part = encode(model, source, rows=rows, workers=workers, title=stem.name, view=view)
+        if distributed.is_main():
             _write_part(stem, part)
-    for stem in sorted(out.glob("part-*.jsonl")):
-        broken += json.loads(stem.read_text(encoding="utf-8").splitlines()[0])["broken"]
-    files.write_json(out / "embeddings.json", {**about, "broken": broken})
+    if distributed.is_main():
+        broken = []
+        for stem in sorted(out.glob("part-*.jsonl")):
+            broken += json.loads(stem.read_text(encoding="utf-8").splitlines()[0])["broken"]
+        files.write_json(out / "embeddings.json", {**about, "broken": broken})
+    distributed.barrier()
     return out
 
 
@@ -179,7 +214,7 @@ def read(folder: str | Path) -> tuple[Embeddings, dict]:
                 [x["row"] for x in lines],
                 [x["key"] for x in lines],
                 [c for x in lines for c in x["captions"]],
-                [x["label"] for x in lines],
+                [tuple(x["label"]) if isinstance(x["label"], list) else x["label"] for x in lines],
                 [tuple(b) for b in head["broken"]],
             )
         )

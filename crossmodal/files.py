@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -57,6 +58,11 @@ def write_bytes(target: str | Path, data: bytes) -> None:
 def write_json(target: str | Path, value: object) -> None:
     """Write a value as indented JSON, atomically."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(source: str | Path) -> Any:
+    """A value from a JSON file of ours."""
+    return json.loads(Path(source).read_text(encoding="utf-8"))
 
 
 def _sync(path: Path) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jinja2
 import torch
 from PIL import Image
 
-from crossmodal import files
+from crossmodal import files, pages
 from crossmodal.data.sources.base import Source
 from crossmodal.embed import Embeddings
 from crossmodal.errors import UserError
@@ -20,16 +17,6 @@ from crossmodal.model import Model
 from crossmodal.retrieval.search import thumbnail
 
 WIDTH, HEIGHT = 460, 200  # of a curve's drawing, in CSS pixels
-NAMES = {
-    "acc1": "zero-shot top-1",
-    "acc5": "zero-shot top-5",
-    "mean_per_class_recall": "mean per-class recall",
-    "image_retrieval_recall": "text→image recall",
-    "text_retrieval_recall": "image→text recall",
-    "pairs_per_second": "pairs per second",
-    "lr": "learning rate",
-    "logit_scale": "logit scale",
-}
 
 
 @dataclass
@@ -84,27 +71,24 @@ def write(out: Path, shown: list[Example] | None = None) -> Path:
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evals = [json.loads(line) for line in (out / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
     broken = out / "broken.jsonl"
-    page = _template("report").render(
+    page = pages.template("report").render(
+        width=WIDTH,
+        height=HEIGHT,
         title=out.name,
         steps=steps[-1]["step"] if steps else 0,
         seconds=steps[-1]["seconds"] if steps else 0,
         rate=sorted(s["pairs_per_second"] for s in steps)[len(steps) // 2] if steps else 0,
-        figures=[(_name(k), v) for k, v in evals[-1].items() if k != "step"] if evals else [],
+        figures=[(pages.name(k), v) for k, v in evals[-1].items() if k != "step"] if evals else [],
         curves=_curves(steps, evals),
         recipe=(out / "recipe.yaml").read_text(encoding="utf-8"),
         examples=[
-            {"query": e.query, "right": _inline(e.right), "place": e.place, "hits": [(_inline(p), s, ok) for p, s, ok in e.hits]}
+            {"query": e.query, "right": pages.inline(e.right), "place": e.place, "hits": [(pages.inline(p), s, ok) for p, s, ok in e.hits]}
             for e in shown or []
         ],
         broken=broken.read_text(encoding="utf-8").splitlines() if broken.is_file() else [],
     )
     files.write_text(out / "report.html", page)
     return out / "report.html"
-
-
-def _name(key: str) -> str:
-    head, at, k = key.partition("@")
-    return NAMES.get(head, head.replace("_", " ")) + (f" @{k}" if at else "")
 
 
 def _curves(steps: list[dict], evals: list[dict]) -> list[dict]:
@@ -115,7 +99,7 @@ def _curves(steps: list[dict], evals: list[dict]) -> list[dict]:
         for key in dict.fromkeys(k for line in lines for k in line if k not in leave):
             points = [(line["step"], line[key]) for line in lines if key in line]
             if len(points) > 1 and not (key != "loss" and all(line.get("loss") == line.get(key) for line in lines)):
-                drawn.append({"name": _name(key), **_path(points)})
+                drawn.append({"name": pages.name(key), **_path(points)})
     return drawn
 
 
@@ -132,22 +116,10 @@ def _path(points: list[tuple[float, float]]) -> dict:
     return {"path": path, "low": f"{low:.4g}", "high": f"{high:.4g}", "first": f"{x0:g}", "last": f"{x1:g}", "end": f"{points[-1][1]:.4g}"}
 
 
-def _inline(picture: Image.Image) -> str:
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
 def write_captions(
     file: Path, title: str, source: Source, rows: list[int], said: list[str], written: list[list[str]], count: int = 20
 ) -> None:
     """A page of ``count`` pictures, drawn evenly over a source's ``rows``, with what was said of them and what people wrote."""
     places = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long().tolist()
-    shown = [(_inline(thumbnail(source, rows[n], 192)), said[n], written[n]) for n in places]
-    files.write_text(file, _template("captions").render(title=title, shown=shown))
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(width=WIDTH, height=HEIGHT)
-    return environment.from_string((Path(__file__).parent / f"{name}.html.j2").read_text(encoding="utf-8"))
+    shown = [(pages.inline(thumbnail(source, rows[n], 192)), said[n], written[n]) for n in places]
+    files.write_text(file, pages.template("captions").render(title=title, shown=shown))

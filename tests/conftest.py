@@ -49,6 +49,12 @@ def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
     return data.getvalue()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Embeddings that tests leave behind go into a folder of their own."""
+    os.environ["CROSSMODAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
     """A CSV of 48 pictures with two captions each (as two rows)."""

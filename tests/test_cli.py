@@ -39,11 +39,15 @@ def test_the_road_after_training(trained, pairs, class_folder, tmp_path, capsys)
     last = capsys.readouterr().out.splitlines()[-1]
     said = json.loads(figures.read_text())
     assert last.startswith(f"zero-shot top-1 {100 * said['metrics']['acc1']:.1f} % top-5 ") and "(4 classes, " in last
-    assert said["templates"] == ["a {}"] and set(said["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
+    assert said["templates"] == ["a {}"] and set(said["metrics"]) > {"acc1", "acc5", "mean_per_class_recall", "ece"}
+    assert said["dataset"] == str(class_folder) and said["task"] == "zeroshot_classification" and said["language"] == "en"
+    low, high = said["intervals"]["acc1"]
+    assert low <= said["metrics"]["acc1"] <= high
 
     assert main(["retrieve", str(trained), "--data", str(pairs), "-k", "1", "5", "--output", str(tmp_path / "r.json")]) == 0
     found = json.loads((tmp_path / "r.json").read_text())
-    assert set(found["metrics"]) == {f"{w}_retrieval_recall@{k}" for w in ("image", "text") for k in (1, 5)}
+    wanted = {f"{w}_retrieval_recall@{k}{equal}" for w in ("image", "text") for k in (1, 5) for equal in ("", "_collapsed")}
+    assert set(found["metrics"]) == wanted
     assert found["pictures"] == 48 and found["captions"] == 96
     assert "text→image" in capsys.readouterr().out
 

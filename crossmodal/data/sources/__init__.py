@@ -28,8 +28,8 @@ def open_source(spec: str) -> Source:
     else:
         path = spec
         endings = registry.declared(KIND, "ENDINGS")
-        ending = Path(spec.partition("?")[0]).suffix.lower()
-        name = endings.get(ending) or ("folder" if Path(spec).is_dir() else None)
+        file = Path(spec.partition("?")[0]).expanduser()
+        name = endings.get(file.suffix.lower()) or ("folder" if file.is_dir() else None)
         if name is None:
             raise UserError(f"{spec}: no such folder, and its ending says no format; write FORMAT:PATH ({', '.join(sorted(formats))}).")
     path, _, query = path.partition("?")

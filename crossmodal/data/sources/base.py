@@ -14,6 +14,8 @@ class Source:
 
     #: The names of each class (the first is the one shown), or None where there are no classes.
     classes: list[tuple[str, ...]] | None = None
+    #: Class prompts that the data set brings along, or None.
+    templates: list[str] | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -22,16 +24,23 @@ class Source:
         """The sample at ``index``, its picture still encoded. May raise ``OSError`` for an unreadable file."""
         raise NotImplementedError
 
+    def identity(self, index: int) -> Sample:
+        """What names the sample at ``index`` in a fingerprint: itself, or whatever is cheaper to have and differs when it does."""
+        return self[index]
+
 
 class First(Source):
     """The first ``limit`` samples of another source."""
 
     def __init__(self, source: Source, limit: int):
         self.source, self.limit = source, limit
-        self.classes = source.classes
+        self.classes, self.templates = source.classes, source.templates
 
     def __len__(self) -> int:
         return min(self.limit, len(self.source))
 
     def __getitem__(self, index: int) -> Sample:
         return self.source[index]
+
+    def identity(self, index: int) -> Sample:
+        return self.source.identity(index)

@@ -1,8 +1,8 @@
 """Tar shards in webdataset and img2dataset layout: ``wds:shards/{00000..00099}.tar``, ``pairs.tar``.
 
 Members ``KEY.jpg|jpeg|png|webp`` with ``KEY.txt`` (a caption), ``KEY.cls`` (a class's number) or ``KEY.json``
-(``caption``; ``captions``, a list; ``label``, a number or a word). Each tar is indexed once (key, offset, length) and then read at random,
-so that shuffling is global and a run resumes where it was.
+(``caption``; ``captions``, a list; ``label``, a number or a word, or a list of numbers).
+Each tar is indexed once (key, offset, length) and then read at random, so that shuffling is global and a run resumes where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crossmodal.errors import UserError
 ALIASES = ("wds",)
 ENDINGS = (".tar",)
 PICTURES = ("jpg", "jpeg", "png", "webp")
-TEXTS = ("json", "txt", "cls")
+TEXTS = ("json", "txt", "cls", "npy")
 
 
 def braces(spec: str) -> list[str]:
@@ -81,7 +81,7 @@ class TarSource(Source):
         several = about.get("captions") if isinstance(about.get("captions"), list) else [about.get("caption")]
         captions = [c.strip() for c in several if isinstance(c, str) and c.strip()]
         label = about.get("label")
-        label = self.numbers.get(label) if isinstance(label, str) else label
+        label = self.numbers.get(label) if isinstance(label, str) else tuple(label) if isinstance(label, list) else label
         if "txt" in members and not captions:
             captions = [self._read(shard, *members["txt"]).decode("utf-8", errors="replace").strip()]
         if "cls" in members and label is None:

@@ -21,7 +21,7 @@ demo: .venv/ready
 	$(BIN)/crossmodal search $(DEMO)/index "fruit" -k 10 --grid $(DEMO)/search-fruit.png
 	$(BIN)/crossmodal search $(DEMO)/index "a vehicle" -k 10 --grid $(DEMO)/search-vehicle.png
 	@echo "pictures: $(DEMO)/search-*.png   report: $(DEMO)/run/report.html"
-	$(BIN)/crossmodal zeroshot $(DEMO)/run --data emoji:openmoji --output $(DEMO)/zeroshot.json
+	$(BIN)/crossmodal zeroshot $(DEMO)/run --data emoji:openmoji --store $(DEMO)/store --output $(DEMO)/zeroshot.json --report $(DEMO)/zeroshot.html
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m "not slow"

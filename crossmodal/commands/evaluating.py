@@ -53,6 +53,7 @@ def _evaluate(options: argparse.Namespace, entries: dict[str, Benchmark]) -> lis
     from crossmodal.data.sources import open_source
     from crossmodal.evaluation import page
     from crossmodal.evaluation.evaluator import Settings, evaluate
+    from crossmodal.evaluation.given import GivenStore
     from crossmodal.evaluation.store import Store
     from crossmodal.zeroshot.prompts import read_descriptions, read_templates
 
@@ -71,7 +72,10 @@ def _evaluate(options: argparse.Namespace, entries: dict[str, Benchmark]) -> lis
         open_source(next(iter(entries.values())).located(settings.data_root))
     if several and options.output and options.output.suffix:
         raise UserError(f"{options.output}: several benchmarks are written into a folder; give --output one, without an ending.")
-    store = Store(common.load(options.model, options.device), options.model, options.store, options.overwrite, options.workers)
+    if options.model.startswith("embeddings:"):
+        store = GivenStore(options.model, Path(options.model.partition(":")[2]).expanduser())
+    else:
+        store = Store(common.load(options.model, options.device), options.model, options.store, options.overwrite, options.workers)
     done = []
     for name, entry in entries.items():
         try:

@@ -51,8 +51,8 @@ def _figures(model: Model, source, said: recipe.Recipe) -> tuple[dict[str, float
     from crossmodal import probe
     from crossmodal.evaluation import benchmark, evaluator
 
-    task = "classification" if source.classes else "retrieval"
-    entry = benchmark.Benchmark(source=said.data.val, task=task, templates=said.eval.templates)
+    task, options = ("classification", {}) if source.classes else ("retrieval", {"collapsed": False})
+    entry = benchmark.Benchmark(source=said.data.val, task=task, options=options, templates=said.eval.templates)
     figures, pictures = evaluator.track(model, entry, said.data.workers, source)
     for name, tower in model.teachers.items() if source.classes else ():
         figures[f"{name}_teacher_knn"] = probe.knn_left_out(*probe.features(tower, source, model.eval_view(), said.data.workers))

@@ -11,7 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def run(file: str, *arguments: object) -> dict | None:
@@ -22,9 +22,16 @@ def run(file: str, *arguments: object) -> dict | None:
 
 
 def compare(
-    file: str, arguments: Sequence[object], rounds: int, figure: str, unit: str, sides: tuple[str, str] = ("ours", "theirs")
+    file: str,
+    arguments: Sequence[object],
+    rounds: int,
+    figure: str,
+    unit: str,
+    sides: tuple[str, str] = ("ours", "theirs"),
+    check: Callable[[dict], str] | None = None,
 ) -> list[dict]:
-    """Run ``FILE SIDE ARGUMENTS…`` for both sides, ``rounds`` times; more of ``figure`` is better. Returns the rounds."""
+    """Run ``FILE SIDE ARGUMENTS…`` for both sides, ``rounds`` times; more of ``figure`` is better. Returns the rounds.
+    ``check`` says of the first whether both did the same."""
     ratios, told = [], []
     for number in range(rounds):
         both = [run(file, side, *arguments) for side in sides]
@@ -33,5 +40,7 @@ def compare(
         ratios.append(both[0][figure] / both[1][figure])
         told.append(dict(zip(sides, both, strict=True)))
         print(f"round {number + 1}: {both[0][figure]:.4g} against {both[1][figure]:.4g} {unit}", flush=True)
+    if check:
+        print(check(told[0]))
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})", flush=True)
     return told

@@ -293,3 +293,38 @@ def test_corruptions_are_of_the_picture_and_worse_by_severity():
 def test_results_are_found_where_the_cache_is(model, class_folder):
     assert run("zeroshot", model, "--data", class_folder) == 0
     assert any((resources.PACKAGE.__class__(os.environ["CROSSMODAL_CACHE"]) / "embeddings").rglob("embeddings.json"))
+
+
+def test_embeddings_from_files(model, pairs, class_folder, tmp_path, capsys):
+    """A teacher's files score as the model does that they come from; texts that lack a vector are listed."""
+    from safetensors.torch import save_file
+
+    from crossmodal.embed import encode
+    from crossmodal.loading import load
+
+    teacher, given = load(model), tmp_path / "given"
+    given.mkdir()
+
+    def give(spec, texts):
+        found = encode(teacher, open_source(str(spec)))
+        texts = list(dict.fromkeys([*texts, *found.captions]))
+        for name, names, vectors in (("pictures", found.keys, 3 * found.image), ("texts", texts, teacher.encode_text(texts))):
+            save_file({"embeddings": vectors.contiguous()}, given / f"{name}.safetensors")
+            (given / f"{name}.json").write_text(json.dumps(names))
+
+    def metrics(command, which, spec):
+        assert run(command, which, "--data", spec, "--output", tmp_path / "o.json") == 0
+        return {k: v for k, v in json.loads((tmp_path / "o.json").read_text())["metrics"].items() if "ece" not in k and "temp" not in k}
+
+    give(pairs, [])
+    assert metrics("retrieve", f"embeddings:{given}", pairs) == pytest.approx(metrics("retrieve", model, pairs))
+    give(class_folder, [])
+    capsys.readouterr()
+    assert run("zeroshot", f"embeddings:{given}", "--data", class_folder) == 2
+    assert "lacks 'a photo of a circle.' and 3 more" in capsys.readouterr().err
+    give(class_folder, json.loads((given / "missing.json").read_text()))
+    mine = metrics("zeroshot", f"embeddings:{given}", class_folder)
+    assert run("zeroshot", model, "--data", class_folder, "--templates", "a photo of a {}.", "--output", tmp_path / "m.json") == 0
+    theirs = json.loads((tmp_path / "m.json").read_text())["metrics"]
+    assert mine == pytest.approx({k: theirs[k] for k in mine})
+    assert run("zeroshot", f"embeddings:{tmp_path}", "--data", class_folder) == 2

@@ -119,8 +119,8 @@ def test_retrieval_is_clip_benchmarks(model, pairs):
 
 
 def test_open_clips_training_metrics_count_one_caption_of_several():
-    """open_clip's own ``get_clip_metrics`` pairs row n with row n, one caption a picture. With one caption it agrees with ours; with five it
-    is fed each picture five times, takes the copies of the right picture for wrong ones, and calls a perfect model wrong in four of five."""
+    """open_clip's own ``get_clip_metrics`` pairs row n with row n, one caption a picture. With one caption it agrees with ours; with five
+    it is fed each picture five times, takes the copies of the right picture for wrong, and calls a perfect model wrong in four of five."""
     from open_clip_train.train import get_clip_metrics
 
     image, text = (F.normalize(torch.randn(60, 16, generator=torch.Generator().manual_seed(n)), dim=1) for n in (0, 1))

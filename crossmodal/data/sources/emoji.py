@@ -58,7 +58,7 @@ class EmojiSource(Source):
 
     def identity(self, index: int) -> Sample:
         """With the drawing's file instead of its rendering, which takes long."""
-        return Sample(f"{self.keys[index]} {self.size}", self.files[index].read_bytes(), self.classes[index], index)
+        return Sample(self.keys[index], b"%d " % self.size + self.files[index].read_bytes(), self.classes[index], index)
 
 
 def _files(style: str) -> dict[str, Path]:

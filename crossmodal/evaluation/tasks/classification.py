@@ -13,7 +13,7 @@ from crossmodal.zeroshot import labels, metrics
 from crossmodal.zeroshot.classifier import ZeroShotClassifier
 
 SHOWN = 20  # confusion pairs that a result lists
-FITTED = 20_000_000  # scores that the temperature is fitted on, at most
+FITTED = 10_000_000  # scores that the temperature is fitted on, at most
 
 
 class Classification(Task):

@@ -17,15 +17,15 @@ class Retrieval(Task):
     metric = "image_retrieval_recall@5"
     reads_captions = True
 
-    def __init__(self, *, k: Sequence[int] = (1, 5, 10)):
+    def __init__(self, *, k: Sequence[int] = (1, 5, 10), collapsed: bool = True):
         if min(k) < 1:
             raise UserError("k takes numbers from 1 on.")
-        self.k = k
+        self.k, self.collapsed = k, collapsed
 
     def answer(self, case: Case) -> Answer:
         pairs = case.pictures()
         answer = Answer(metrics={}, broken=pairs.broken, pictures=len(pairs))
-        repeated = len(set(pairs.captions)) < len(pairs.captions)
+        repeated = self.collapsed and len(set(pairs.captions)) < len(pairs.captions)
         for collapsed in (False, True) if repeated else (False,):
             found, mark = ranks(pairs, collapsed), "_collapsed" if collapsed else ""
             ways = [f"{way}{mark}" for way in WAYS]

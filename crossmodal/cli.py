@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crossmodal import __version__, recipe
 from crossmodal.allocator import keep_freed_memory
-from crossmodal.commands import captioning, evaluating, searching, training
+from crossmodal.commands import captioning, evaluating, looking, searching, training
 from crossmodal.errors import UserError
 
 
@@ -173,6 +173,18 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--model", metavar="MODEL", help="default: the one the index was built with")
     search.add_argument("--device", default=None)
     search.add_argument("--output", type=Path, metavar="FILE.json", help="write the hits as JSON")
+
+    data = command("data", None, "Look at data, or write them in another format.").add_subparsers(required=True, metavar="COMMAND")
+    look = command("inspect", looking.data_inspect, "Read a source through: counts, captions, broken and repeated pictures.", data)
+    look.add_argument("data", metavar="SOURCE")
+    look.add_argument("--grid", type=Path, metavar="OUT.png", help="write ten examples as one picture")
+    look.add_argument("--batch-size", type=int, default=256, metavar="N", help="of the batch to expect repeated captions in (default 256)")
+    look.add_argument("--tokenizer", default="clip", metavar="T", help="clip (default) or hf:ID-OR-FOLDER, to count tokens")
+    look.add_argument("--context-length", type=int, default=77, metavar="N", help="tokens that a text tower takes (default 77)")
+    convert = command("convert", looking.data_convert, "Write a source as tar shards (a folder) or as one .parquet file.", data)
+    convert.add_argument("source", metavar="SOURCE")
+    convert.add_argument("out", type=Path, metavar="OUT", help="a folder, or a file that ends in .parquet")
+    convert.add_argument("--shard", type=int, default=10_000, metavar="N", help="samples a tar (default 10,000)")
 
     report = command("report", training.report, "Write a run folder's report.html anew.")
     report.add_argument("run_folder", type=Path, metavar="RUN")

@@ -29,7 +29,7 @@ def open_source(spec: str) -> Source:
         path = spec
         endings = registry.declared(KIND, "ENDINGS")
         file = Path(spec.partition("?")[0]).expanduser()
-        name = endings.get(file.suffix.lower()) or ("folder" if file.is_dir() else None)
+        name = endings.get(file.suffix.lower()) if not file.is_dir() else _folder(file)
         if name is None:
             raise UserError(f"{spec}: no such folder, and its ending says no format; write FORMAT:PATH ({', '.join(sorted(formats))}).")
     path, _, query = path.partition("?")
@@ -46,3 +46,8 @@ def open_source(spec: str) -> Source:
     if len(source) == 0:
         raise UserError(f"{spec}: holds no samples.")
     return First(source, int(limit)) if limit else source
+
+
+def _folder(folder: Path) -> str:
+    """The format of a folder, by the files that formats say they keep in theirs; else one folder a class."""
+    return next((name for pattern, name in registry.declared(KIND, "FOLDERS").items() if any(folder.glob(pattern))), "folder")

@@ -1,6 +1,6 @@
 """Tables of pairs: ``pairs.csv``, ``pairs.tsv``, ``csv:FILE?image=filepath&caption=title``.
 
-The delimiter is sniffed from the header. Picture paths are relative to the table's own folder. Rows
+The delimiter is sniffed from the header. Pictures are paths, relative to the table's own folder, or http addresses. Rows
 that name the same picture are one sample with several captions.
 """
 
@@ -10,6 +10,7 @@ import csv
 from pathlib import Path
 
 from crossmodal.batch import Sample
+from crossmodal.data import pictures
 from crossmodal.data.sources.base import Source
 from crossmodal.errors import UserError, nearest
 
@@ -47,15 +48,11 @@ class CsvSource(Source):
         self.root = table.parent
         self.rows = [(name, tuple(c for c in said if c)) for name, said in captions.items()]
         self.rows = [(name, said) for name, said in self.rows if said]
-        first = self.rows[0][0] if self.rows else None
-        if first and not (self.root / first).is_file():
-            raise UserError(
-                f"{path}: names the picture {first!r}, but {self.root / first} does not exist; paths are relative to the table."
-            )
+        pictures.check_first(self.rows[0][0] if self.rows else None, self.root, path)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
         name, said = self.rows[index]
-        return Sample(name, (self.root / name).read_bytes(), said)
+        return Sample(name, pictures.read(name, self.root), said)

@@ -1,6 +1,6 @@
 """Tar shards in webdataset and img2dataset layout: ``wds:shards/{00000..00099}.tar``, ``pairs.tar``.
 
-Members ``KEY.jpg|jpeg|png|webp`` with ``KEY.txt`` (a caption), ``KEY.cls`` (a class's number) or ``KEY.json``
+Members ``KEY.jpg`` (or jpeg, png, webp, gif, bmp, tif, tiff) with ``KEY.txt`` (a caption), ``KEY.cls`` (a class's number) or ``KEY.json``
 (``caption``; ``captions``, a list; ``label``, a number or a word, or a list of numbers).
 Each tar is indexed once (key, offset, length) and then read at random, so that shuffling is global and a run resumes where it was.
 """
@@ -20,7 +20,7 @@ from crossmodal.errors import UserError
 
 ALIASES = ("wds",)
 ENDINGS = (".tar",)
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("json", "txt", "cls", "npy")
 
 

@@ -1,0 +1,121 @@
+"""Any source → tar shards or a parquet file, which every other trainer reads too."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+from crossmodal import files
+from crossmodal.batch import Sample
+from crossmodal.data.sources.base import Source
+from crossmodal.errors import UserError
+
+#: How encoded pictures begin, and the ending that goes with it.
+BEGINNINGS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tif"), (b"MM\0*", "tif"))
+
+
+def convert(source: Source, out: Path, shard: int = 10_000) -> tuple[int, list[tuple[str, str]]]:
+    """Write every sample of a source: ``out`` ending in .parquet is one file, a folder gets ``00000.tar …`` of ``shard`` samples each.
+
+    Pictures are copied as they are encoded. Returns how many were written, and (key, why) of samples that cannot be read or are no
+    known picture. Errors: ``UserError`` where ``out`` is something else or holds files already.
+    """
+    broken: list[tuple[str, str]] = []
+    samples = _samples(source, broken)
+    if out.suffix == ".parquet":
+        return _parquet(samples, out), broken
+    if out.suffix:
+        raise UserError(f"{out}: write a folder, for tar shards, or a file that ends in .parquet.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists already and is not an empty folder; choose another.")
+    number = count = 0
+    group: list[tuple[Sample, str]] = []
+    for pair in samples:
+        group.append(pair)
+        if len(group) == shard:
+            files.write_bytes(out / f"{number:05d}.tar", _tar(group, count))
+            number, count, group = number + 1, count + len(group), []
+    if group:
+        files.write_bytes(out / f"{number:05d}.tar", _tar(group, count))
+    return count + len(group), broken
+
+
+def _samples(source: Source, broken: list[tuple[str, str]]) -> Iterator[tuple[Sample, str]]:
+    """(sample, the ending of its picture), those that can be written."""
+    for index in tqdm(range(len(source)), unit="sample", desc="convert", disable=not sys.stderr.isatty()):
+        try:
+            sample = source[index]
+        except OSError as error:
+            broken.append((f"sample {index}", str(error)))
+            continue
+        ending = kind(sample.image)
+        if ending:
+            yield sample, ending
+        else:
+            broken.append((sample.key, "no picture format is recognised"))
+
+
+def kind(data: bytes) -> str | None:
+    """The usual ending of an encoded picture's format, from its first bytes."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((ending for beginning, ending in BEGINNINGS if data.startswith(beginning)), None)
+
+
+def _tar(group: list[tuple[Sample, str]], start: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for place, (sample, ending) in enumerate(group, start):
+            about = {"key": sample.key, "captions": list(sample.captions)}
+            if sample.label is not None:
+                about["label"] = sample.label
+            for name, data in ((ending, sample.image), ("json", json.dumps(about, ensure_ascii=False).encode())):
+                member = tarfile.TarInfo(f"{place:09d}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _parquet(samples: Iterator[tuple[Sample, str]], out: Path, group: int = 500) -> int:
+    """One file in row groups of ``group``; columns image (HF's: bytes and path), captions and, where there are labels, label."""
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary, writer, rows, count = out.with_name(f".{out.name}.tmp"), None, [], 0
+    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = None
+
+    def flush() -> None:
+        nonlocal writer, schema
+        if schema is None:
+            label = next((r["label"] for r in rows if r["label"] is not None), None)
+            kind_of = pyarrow.list_(pyarrow.int64()) if isinstance(label, list) else pyarrow.int64()
+            schema = pyarrow.schema([("image", picture), ("captions", pyarrow.list_(pyarrow.string())), ("label", kind_of)])
+            writer = pyarrow.parquet.ParquetWriter(temporary, schema)
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+        rows.clear()
+
+    try:
+        for sample, _ in samples:
+            label = list(sample.label) if isinstance(sample.label, tuple) else sample.label
+            rows.append({"image": {"bytes": sample.image, "path": sample.key}, "captions": list(sample.captions), "label": label})
+            count += 1
+            if len(rows) == group:
+                flush()
+        if rows:
+            flush()
+        if writer is None:
+            raise UserError("the source gives no sample that can be written.")
+        writer.close()
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,66 @@
+"""A folder of pictures with one table of their captions, as HF's ImageFolder has it: ``metadata:DIR``, ``DIR/metadata.csv`` or ``.jsonl``.
+
+The table has ``file_name`` (relative to DIR) and ``text``, ``caption`` or ``captions``; a line that repeats a file adds a caption to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from crossmodal.batch import Sample
+from crossmodal.data import pictures
+from crossmodal.data.sources.base import Source
+from crossmodal.errors import UserError
+
+FOLDERS = ("metadata.csv", "metadata.jsonl")
+CAPTIONS = ("text", "caption", "captions", "title")
+
+
+class MetadataSource(Source):
+    """``caption`` names the column of captions where it is called otherwise."""
+
+    def __init__(self, path: str, *, caption: str | None = None):
+        self.root = Path(path).expanduser()
+        table = next((self.root / name for name in FOLDERS if (self.root / name).is_file()), None)
+        if table is None:
+            raise UserError(f"{path}: holds neither {' nor '.join(FOLDERS)}.")
+        captions: dict[str, list[str]] = {}
+        for number, row in _rows(table):
+            column = caption or next((name for name in CAPTIONS if name in row), None)
+            if "file_name" not in row or column not in row:
+                wanted = caption or "or ".join(f"{name!r} " for name in CAPTIONS[:2]).strip()
+                raise UserError(f"{table}, line {number}: lacks file_name or {wanted} (it has: {', '.join(map(str, row))}).")
+            said = row[column] if isinstance(row[column], list) else [row[column]]
+            captions.setdefault(str(row["file_name"]), []).extend(c.strip() for c in said if isinstance(c, str) and c.strip())
+        self.samples = [(name, tuple(said)) for name, said in captions.items() if said]
+        pictures.check_first(self.samples[0][0] if self.samples else None, self.root, str(table))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        name, captions = self.samples[index]
+        return Sample(name, pictures.read(name, self.root), captions)
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, row) of a CSV or of lines of JSON. Errors: ``UserError`` with the line."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            if table.suffix == ".csv":
+                yield from enumerate(csv.DictReader(lines), 2)
+                return
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except ValueError as error:
+                        raise UserError(f"{table}, line {number}: is no JSON ({error}).") from error
+                    if not isinstance(row, dict):
+                        raise UserError(f"{table}, line {number}: is no mapping.")
+                    yield number, row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{table}: not UTF-8 text (byte {error.start}).") from error

@@ -1,0 +1,56 @@
+"""Several sources as one: ``mix:a.csv+2*b.tar+0.5*wds:c.tar``. A weight says how often an epoch sees a source's samples.
+
+2 shows every sample twice an epoch; 0.5 shows every second one. The order of an epoch is shuffled over all of them together.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+
+from crossmodal.batch import Sample
+from crossmodal.data.sources.base import Source
+from crossmodal.errors import UserError
+
+
+class MixSource(Source):
+    """Parts stand one after another; keys are those of the parts."""
+
+    def __init__(self, path: str):
+        from crossmodal.data.sources import open_source
+
+        self.parts: list[tuple[Source, int]] = []  # source, samples it gives an epoch
+        for piece in path.split("+"):
+            weight, spec = re.fullmatch(r"\s*(?:([0-9.]+)\*)?(.+?)\s*", piece).groups() if piece.strip() else (None, "")
+            if not spec:
+                raise UserError(f"mix:{path}: a part is missing; write mix:a.csv+2*b.tar.")
+            source = open_source(spec)
+            try:
+                count = round(float(weight or 1) * len(source))
+            except ValueError:
+                raise UserError(f"mix:{path}: {weight!r} is no weight; write a number, as in 2*b.tar.") from None
+            if count < 1:
+                raise UserError(f"mix:{path}: with the weight {weight}, {spec} gives no sample.")
+            self.parts.append((source, count))
+        self.ends = list(itertools.accumulate(count for _, count in self.parts))
+        classes = [source.classes for source, _ in self.parts]
+        self.classes = classes[0] if all(c == classes[0] for c in classes) else None
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        """The part that holds a sample, and its index there: in turn while the weight is at least 1, else evenly spaced."""
+        number = bisect.bisect_right(self.ends, index)
+        source, count = self.parts[number]
+        within = index - (self.ends[number] - count)
+        return source, within % len(source) if count >= len(source) else within * len(source) // count
+
+    def __getitem__(self, index: int) -> Sample:
+        source, within = self._place(index)
+        return source[within]
+
+    def identity(self, index: int) -> Sample:
+        source, within = self._place(index)
+        return source.identity(within)

@@ -35,7 +35,7 @@ class ClipBenchmarkSource(TarSource):
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
-        shard, _, members = self.samples[index]
+        shard, members = self._members(index)
         if "npy" in members:
             held = np.load(io.BytesIO(self._read(shard, *members["npy"])), allow_pickle=False)
             return replace(sample, label=tuple(held.ravel().nonzero()[0].tolist()), captions=())

@@ -12,6 +12,7 @@ from pathlib import Path
 from crossmodal.batch import Sample
 from crossmodal.data import pictures
 from crossmodal.data.sources.base import Source
+from crossmodal.data.strings import Groups, Strings
 from crossmodal.errors import UserError, nearest
 
 ENDINGS = (".csv", ".tsv")
@@ -25,7 +26,7 @@ class CsvSource(Source):
         table = Path(path).expanduser()
         if not table.is_file():
             raise UserError(f"{path}: no such file.")
-        captions: dict[str, list[str]] = {}
+        captions: dict[str, str | list[str]] = {}  # most have one, which needs no list
         try:
             with table.open(encoding="utf-8-sig", newline="") as lines:
                 header = lines.readline()
@@ -39,20 +40,23 @@ class CsvSource(Source):
                             f"Name it with csv:{path}?{option}=COLUMN."
                         )
                 for row in csv.DictReader(lines, columns, delimiter=delimiter):
-                    if row[image]:
-                        captions.setdefault(row[image], []).append((row[caption] or "").strip())
+                    said = (row[caption] or "").strip() if row[image] else ""
+                    if not said:
+                        continue
+                    before = captions.get(row[image], [])
+                    captions[row[image]] = [*([before] if isinstance(before, str) else before), said] if before else said
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from error
         except csv.Error as error:
             raise UserError(f"{path}: not a readable table: {error}.") from error
         self.root = table.parent
-        self.rows = [(name, tuple(c for c in said if c)) for name, said in captions.items()]
-        self.rows = [(name, said) for name, said in self.rows if said]
-        pictures.check_first(self.rows[0][0] if self.rows else None, self.root, path)
+        self.names = Strings(captions)
+        self.captions = Groups([said] if isinstance(said, str) else said for said in captions.values())
+        pictures.check_first(self.names[0] if len(self.names) else None, self.root, path)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        name, said = self.rows[index]
-        return Sample(name, pictures.read(name, self.root), said)
+        name = self.names[index]
+        return Sample(name, pictures.read(name, self.root), self.captions[index])

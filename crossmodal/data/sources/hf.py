@@ -6,6 +6,7 @@ Options: ``split``, ``name`` (the configuration), and the columns ``image``, ``c
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from crossmodal.batch import Sample
@@ -33,6 +34,7 @@ class HubSource(Source):
     ):
         from datasets import load_dataset, load_from_disk
 
+        quiet_without_a_terminal()
         folder = Path(path).expanduser()
         try:
             if folder.is_dir() and any((folder / each).is_file() for each in FOLDERS):
@@ -84,6 +86,14 @@ class HubSource(Source):
             tuple(captions),
             tuple(label) if isinstance(label, list) else label,
         )
+
+
+def quiet_without_a_terminal() -> None:
+    """The library draws its progress bars into logs as well, unless told."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 def _column(columns: list[str], said: str | None, usual: tuple[str, ...], path: str, option: str, needed: bool = True) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crossmodal.data.sources.hf import HubSource
+from crossmodal.data.sources.hf import HubSource, quiet_without_a_terminal
 from crossmodal.data.sources.webdataset import braces
 from crossmodal.errors import UserError
 
@@ -23,6 +23,7 @@ class ParquetSource(HubSource):
         from datasets import Dataset
         from datasets.exceptions import DatasetGenerationError
 
+        quiet_without_a_terminal()
         files = [Path(p).expanduser() for p in braces(path)]
         if missing := [f for f in files if not f.is_file()]:
             raise UserError(f"{missing[0]}: no such file.")

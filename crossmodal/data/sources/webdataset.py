@@ -11,17 +11,22 @@ import itertools
 import json
 import os
 import re
-import tarfile
+from array import array
 from pathlib import Path
 
+import numpy as np
+
 from crossmodal.batch import Sample
+from crossmodal.data import tars
 from crossmodal.data.sources.base import Source
+from crossmodal.data.strings import Strings
 from crossmodal.errors import UserError
 
 ALIASES = ("wds",)
 ENDINGS = (".tar",)
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("json", "txt", "cls", "npy")
+KINDS = {extension: number for number, extension in enumerate(PICTURES + TEXTS)}
 
 
 def braces(spec: str) -> list[str]:
@@ -48,11 +53,9 @@ class TarSource(Source):
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise UserError(f"{missing[0]}{more}: no such file.")
-        self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []  # shard, key, {extension: (offset, size)}
-        for number, shard in enumerate(self.shards):
-            self.samples += [(number, key, members) for key, members in _index(shard).items()]
+        self._index()
         self._open: dict[tuple[int, int], int] = {}  # (process, shard) → file descriptor: never shared over a fork
-        if not self.samples:
+        if not len(self.keys):
             raise UserError(f"{path}: holds no picture with its text (KEY.jpg or .png or .webp beside KEY.txt or .json).")
         if classes:
             file = Path(classes).expanduser()
@@ -68,14 +71,45 @@ class TarSource(Source):
         """Where labels are words, they are the classes: every one that occurs, sorted."""
         if not isinstance(self._about(0).get("label"), str):
             return []
-        labels = (self._about(i).get("label") for i in range(len(self.samples)))
+        labels = (self._about(i).get("label") for i in range(len(self)))
         return sorted({label for label in labels if isinstance(label, str)})
 
+    def _index(self) -> None:
+        """Keys, and for every sample its shard and where its files stand, in arrays."""
+        pictures, texts = set(PICTURES), set(TEXTS)
+        keys: list[str] = []
+        shard_of, starts, kinds, places = array("i"), array("q", [0]), array("b"), array("q")
+        for number, shard in enumerate(self.shards):
+            found: dict[str, dict[str, tuple[int, int]]] = {}
+            for name, offset, size in tars.members(shard):
+                folder, _, file = name.rpartition("/")
+                key, _, extension = file.partition(".")
+                extension = extension.lower()
+                if extension in KINDS:
+                    found.setdefault(f"{folder}/{key}" if folder else key, {})[extension] = (offset, size)
+            for key, members in found.items():
+                if members.keys() & pictures and members.keys() & texts:
+                    keys.append(key)
+                    shard_of.append(number)
+                    for extension, place in members.items():
+                        kinds.append(KINDS[extension])
+                        places.extend(place)
+                    starts.append(len(kinds))
+        self.keys = Strings(keys)
+        self._shard, self._starts = np.frombuffer(shard_of, np.int32), np.frombuffer(starts, np.int64)
+        self._kinds, self._places = np.frombuffer(kinds, np.int8), np.frombuffer(places, np.int64).reshape(-1, 2)
+
+    def _members(self, index: int) -> tuple[int, dict[str, tuple[int, int]]]:
+        """(a sample's shard, {extension: (offset, size)})."""
+        rows = range(self._starts[index], self._starts[index + 1])
+        names = PICTURES + TEXTS
+        return int(self._shard[index]), {names[self._kinds[r]]: (int(self._places[r, 0]), int(self._places[r, 1])) for r in rows}
+
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        shard, key, members = self.samples[index]
+        key, (shard, members) = self.keys[index], self._members(index)
         image = next(self._read(shard, *members[e]) for e in PICTURES if e in members)
         about = self._about(index)
         several = about.get("captions") if isinstance(about.get("captions"), list) else [about.get("caption")]
@@ -92,7 +126,7 @@ class TarSource(Source):
 
     def _about(self, index: int) -> dict:
         """What a sample's JSON says; nothing where there is none or it is not a mapping."""
-        shard, _, members = self.samples[index]
+        shard, members = self._members(index)
         try:
             about = json.loads(self._read(shard, *members["json"])) if "json" in members else {}
         except ValueError:
@@ -104,27 +138,3 @@ class TarSource(Source):
         if at not in self._open:
             self._open[at] = os.open(self.shards[shard], os.O_RDONLY)
         return os.pread(self._open[at], size, offset)
-
-
-def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {extension: (offset, size)}} of a tar's complete pairs, in the tar's order."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    size = shard.stat().st_size
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue  # a link could point out of the tar
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"{member.name!r} is cut off")
-                stem, _, name = member.name.rpartition("/")
-                key, _, extension = name.partition(".")
-                found.setdefault(f"{stem}/{key}" if stem else key, {})[extension.lower()] = (member.offset_data, member.size)
-        with shard.open("rb") as raw:  # a tar ends in blocks of zeros; tarfile does not ask for them
-            raw.seek(max(0, size - tarfile.BLOCKSIZE))
-            if any(raw.read()):
-                raise tarfile.ReadError("its end is missing")
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{shard}: not a whole tar file ({error}) after {len(found)} samples; copy or download it again.") from error
-    pictures, texts = set(PICTURES), set(TEXTS)
-    return {k: m for k, m in found.items() if m.keys() & pictures and m.keys() & texts}

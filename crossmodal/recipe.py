@@ -123,6 +123,11 @@ class DataPart(Part):
         description="For a frozen image tower: encode so many variants of every picture once, before training; "
         "they take turns over the epochs. 0: encode anew in every step.",
     )
+    cache_texts: bool = Field(
+        False,
+        description="For a frozen text tower: encode every caption once, before training, instead of in every step. "
+        "Takes 4 bytes × the tower's width for each different caption.",
+    )
     max_broken: int = Field(100, ge=0, description="Pictures that may fail to decode before the run stops with their list.")
 
 
@@ -322,6 +327,8 @@ def _combinations(recipe: Recipe, said: dict[tuple, str], path: str) -> None:
             refuse("eval.templates", f"has {template!r}, which lacks {{}} for the class name.")
     if recipe.data.cache_views and recipe.model.image.freeze is not True:
         refuse("data.cache_views", "keeps what the image tower makes of a picture, so it needs model.image.freeze: true.")
+    if recipe.data.cache_texts and recipe.model.text.freeze is not True:
+        refuse("data.cache_texts", "keeps what the text tower makes of a caption, so it needs model.text.freeze: true.")
     if recipe.train.shard and recipe.data.micro_batch == "auto":
         refuse("data.micro_batch", "is auto, which tries the whole model on one process; with train.shard: true give a number.")
     if recipe.data.micro_batch and recipe.model.image.norm_stats == "synced":

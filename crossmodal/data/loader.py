@@ -9,7 +9,7 @@ processes makes its own contiguous share of the rows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -145,7 +145,7 @@ class FrozenPairs(Dataset):
     def __init__(
         self, pairs: TrainingPairs, encode: Callable[[str, Tensor], dict[str, Tensor]], copies: int, workers: int, batch_size: int = 128
     ):
-        self.pairs, self.copies = pairs, copies
+        self.pairs, self.copies, self.texts = pairs, copies, pairs.texts
         world, rank, total = distributed.world_size(), distributed.rank(), len(pairs)
         share = range(total * rank // world, total * (rank + 1) // world)
         # A negative step, which no training step has: these variants are drawn from chances of their own.
@@ -178,6 +178,36 @@ class FrozenPairs(Dataset):
         return Row(ticket, {}, self.pairs.draw(self.captions[ticket.index], ticket), frozen, self.keys[ticket.index])
 
 
+class KnownTexts(Dataset):
+    """Pairs behind a frozen text tower: every caption is encoded once, before training, and each row brings what the tower made of its own.
+
+    ``encode`` gives captions' fields, {field: [B, …]}, on the CPU. Under several processes each encodes its share and gets the whole.
+    """
+
+    def __init__(
+        self,
+        pairs: TrainingPairs | FrozenPairs,
+        captions: Iterable[str],
+        encode: Callable[[list[str]], dict[str, Tensor]],
+        batch_size: int = 256,
+    ):
+        self.pairs, self.texts = pairs, pairs.texts
+        unique = sorted(set(captions), key=lambda text: (len(text), text))  # like lengths together
+        self.place = {text: n for n, text in enumerate(unique)}
+        batches = [unique[i : i + batch_size] for i in range(0, len(unique), batch_size)]
+        world, rank = distributed.world_size(), distributed.rank()
+        mine = batches[len(batches) * rank // world : len(batches) * (rank + 1) // world]
+        quiet = not (distributed.is_main() and sys.stderr.isatty())
+        bar = tqdm(mine, unit="batch", desc="encode captions with the frozen tower", disable=quiet, leave=False)
+        parts = [part for each in distributed.all_objects([encode(batch) for batch in bar]) for part in each]
+        self.known = {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
+
+    def __getitem__(self, ticket: Ticket) -> Row:
+        row = self.pairs[ticket]
+        row.frozen |= {f"{view}:{field}": x[self.place[text]] for view, text in row.texts.items() for field, x in self.known.items()}
+        return row
+
+
 class _Frozen(Dataset):
     """A ticket's row together with all of its captions."""
 
@@ -201,7 +231,7 @@ def check_batch(data: DataPart, length: int) -> None:
 
 
 def training_batches(
-    pairs: TrainingPairs | FrozenPairs,
+    pairs: TrainingPairs | FrozenPairs | KnownTexts,
     length: int,
     data: DataPart,
     tokenize: Callable[[list[str]], Tensor],
@@ -225,7 +255,8 @@ def training_batches(
             frozen=stack("frozen"),
         )
 
-    workers = 0 if isinstance(pairs, FrozenPairs) else min(data.workers, stop - start)
+    inner = pairs.pairs if isinstance(pairs, KnownTexts) else pairs
+    workers = 0 if isinstance(inner, FrozenPairs) else min(data.workers, stop - start)  # nothing is decoded any more
     return DataLoader(
         pairs,
         batch_sampler=Steps(Order(length, seed), data.batch_size, start, stop),

@@ -24,8 +24,9 @@ from crossmodal import distributed, files
 from crossmodal.allocator import keep_freed_memory
 from crossmodal.batch import Batch
 from crossmodal.chance import seed_of
-from crossmodal.data.loader import FrozenPairs, TrainingPairs, check_batch, sentences, training_batches
+from crossmodal.data.loader import FrozenPairs, KnownTexts, TrainingPairs, check_batch, sentences, training_batches
 from crossmodal.data.sources import open_source
+from crossmodal.data.sources.base import Source
 from crossmodal.errors import UserError
 from crossmodal.model import Model
 from crossmodal.recipe import Recipe
@@ -72,6 +73,8 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     if recipe.data.cache_views:
         pairs = _frozen(pairs, plain, recipe, accelerator)
         broken.add(pairs.broken)
+    if recipe.data.cache_texts:
+        pairs = _known_texts(pairs, source, plain, accelerator)
     tokenize = plain.model.text.tokenize
     micro = _micro_batch(recipe, plain, pairs, len(source), out, accelerator)
     if recipe.train.compile:
@@ -207,3 +210,20 @@ def _frozen(pairs: TrainingPairs, plain: task.Task, recipe: Recipe, accelerator:
         return {field: out[field] for field in plain.model.tower_fields("image", wanted[view])}
 
     return FrozenPairs(pairs, encode, recipe.data.cache_views, recipe.data.workers)
+
+
+def _known_texts(pairs: TrainingPairs | FrozenPairs, source: Source, plain: task.Task, accelerator: Accelerator) -> KnownTexts:
+    """The pairs with the frozen text tower's outputs computed. Errors: ``UserError`` where an objective wants more than those."""
+    fields = {n.partition(":")[2] for n in plain.needs if n.partition(":")[0] in pairs.texts} - {"id"}
+    if "tokens" in fields:
+        raise UserError(
+            "data.cache_texts keeps what the text tower makes of a whole caption, but an objective reads its words; leave it out."
+        )
+
+    @torch.inference_mode()
+    def encode(texts: list[str]) -> dict[str, torch.Tensor]:
+        with accelerator.autocast():
+            out = plain.model.text.eval()(plain.model.text.tokenize(texts).to(accelerator.device))
+        return {field: out[field].float().cpu() for field in plain.model.tower_fields("text", fields)}
+
+    return KnownTexts(pairs, (caption for index in range(len(source)) for caption in source.identity(index).captions), encode)

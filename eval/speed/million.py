@@ -3,8 +3,8 @@
     python eval/speed/million.py [--rows 1000000] [--formats csv parquet tar] [--workers 2] [--epoch 0.02] [--keep DIR]
 
 Makes small JPEGs with captions of their own in each format (a tar of a million takes 2.5 GB), then for each, in a process of its own,
-opens the source and draws batches of 256 as training does. Memory is what the process and its workers hold for themselves and share, counted
-once (PSS), less what the same process holds after importing. A line a format; the last line is the worst of all.
+opens the source and draws batches of 256 as training does. Memory is what the process and its workers hold for themselves and share, each
+page counted once (PSS), less what the same process holds after importing. A line a format; the last line is the worst of all.
 """
 
 import argparse

@@ -97,6 +97,22 @@ def test_two_processes_equal_one(tiny, tmp_path, extra):
     assert figures[0] == pytest.approx(figures[1], abs=0.05)
 
 
+@pytest.mark.parametrize("image", [[], ["model.image.freeze=true", "data.cache_views=2"]], ids=["live", "cached"])
+def test_cached_texts_are_the_frozen_towers(tiny, tmp_path, image):
+    """A frozen text tower whose captions are encoded once gives the losses and weights of one that encodes in every step."""
+    frozen = ["model.text.freeze=true", "train.steps=6", "data.micro_batch=5", *image]
+    live, known = (fit(recipe.read(tiny, [*frozen, f"out={tmp_path / n}", f"data.cache_texts={n}"])) for n in ("false", "true"))
+    for a, b in zip(metrics(live), metrics(known), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    mine, theirs = (load_file(out / "model" / "model.safetensors") for out in (live, known))
+    assert all(torch.allclose(mine[k], theirs[k], atol=1e-5) for k in mine)
+
+
+def test_cached_texts_are_refused_where_they_cannot_be(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"needs model.text.freeze: true"):
+        recipe.read(tiny, [f"out={tmp_path / 'a'}", "data.cache_texts=true"])
+
+
 def test_cached_views_train_the_rest(tiny, tmp_path):
     said = recipe.read(
         tiny, [f"out={tmp_path / 'run'}", "model.image.freeze=true", "data.cache_views=2", "train.steps=40", "optim.lr=3e-3"]

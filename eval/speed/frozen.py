@@ -2,8 +2,8 @@
 
     python eval/speed/frozen.py --data flickr8k-train.tar [--recipe clip_small] [--steps 20] [--rounds 3]
 
-The recipe's image tower is trained against a frozen MiniLM; the last line is pairs a second, median step, cached over not cached. What encoding
-all captions once has cost is said before it.
+The recipe's image tower is trained against a frozen MiniLM; the last line is pairs a second, median step, cached over not cached. What
+encoding all captions once has cost is said before it.
 """
 
 import argparse

@@ -6,6 +6,9 @@ A cell is one recipe with one seed: trained, then scored on the validation pairs
 linear probe of the image tower, on the labelled pictures (half of each class to fit, half to score). A finished cell stands
 in ``cells/RECIPE-SEED.json`` and is not run again; a broken-off one goes on from its checkpoint. ``--report`` writes table
 and plot from the cells there are. ``KEY=VALUE`` goes to every recipe.
+
+What a step costs is measured apart, into ``cells/pace.json``, all recipes in one go (``--pace`` does it anew), so that other work on the
+machine while a cell was trained does not count; seconds are steps × that.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import yaml
 
 from crossmodal import files
 
@@ -28,6 +34,7 @@ RECALLS = {
     for way, short in (("image_retrieval_recall", "t→i"), ("text_retrieval_recall", "i→t"))
     for k in (1, 5, 10)
 }
+PACED, ROUNDS = 14, 2  # steps that a recipe's pace is measured on, and how often
 PROBES = {"knn": "k-NN", "linear_probe": "linear"}
 
 
@@ -46,20 +53,32 @@ def score(out: Path, options: argparse.Namespace) -> dict:
     """A finished run's figures: the last evaluation, all of them over time, the probes, and what training cost."""
     from crossmodal import load, open_source, probe
 
-    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evals = [json.loads(line) for line in (out / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
-    pace = statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps))  # other work on the machine does not count
     model = load(out)
     x, labels = probe.features(model.image, open_source(options.labelled), model.eval_view())
     fit, rest = probe.halves(labels)
     sides = (x[fit], labels[fit], x[rest], labels[rest])
     return {
         "figures": {k: evals[-1][k] for k in RECALLS} | {"knn": probe.knn(*sides), "linear_probe": probe.linear(*sides)},
-        "curve": [{"seconds": pace * e["step"], **{k: e[k] for k in RECALLS}} for e in evals],
-        "seconds": pace * steps[-1]["step"],
-        "pairs_per_second": statistics.median(s["pairs_per_second"] for s in steps),
-        "steps": steps[-1]["step"],
+        "curve": [{"step": e["step"], **{k: e[k] for k in RECALLS}} for e in evals],
     }
+
+
+def pace(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """{recipe: seconds of a step, pairs a second}: the median of a few steps, recipe after recipe, ``ROUNDS`` times over."""
+    found: dict[str, list[float]] = {recipe: [] for recipe in options.recipes}
+    sizes = {}
+    for recipe in options.recipes * ROUNDS:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            command = [sys.executable, "-m", "crossmodal", "train", recipe, f"data.train={options.train}", f"out={out}", *options.overrides]
+            short = [f"train.steps={PACED}", "optim.warmup=0", "train.checkpoint_every=0", "train.trackers=[]"]
+            subprocess.run([*command, *short], check=True, stdout=subprocess.DEVNULL)
+            steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            sizes[recipe] = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))["data"]["batch_size"]
+        found[recipe] += [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps[2:])]
+    step = {recipe: statistics.median(each) for recipe, each in found.items()}
+    return {Path(r).stem: {"step": s, "pairs_per_second": sizes[r] / s} for r, s in step.items()}
 
 
 def interval(values: list[float], unit: float = 100) -> str:
@@ -70,12 +89,12 @@ def interval(values: list[float], unit: float = 100) -> str:
     )
 
 
-def at_time(cell: dict, seconds: float, figure: str) -> float:
-    """A figure on the way, after so many seconds of training: between two evaluations, on the line between them."""
-    points = [(0.0, 0.0), *((p["seconds"], p[figure]) for p in cell["curve"])]
+def at_step(cell: dict, step: float, figure: str) -> float:
+    """A figure on the way, after so many steps: between two evaluations, on the line between them."""
+    points = [(0.0, 0.0), *((p["step"], p[figure]) for p in cell["curve"])]
     for (t0, y0), (t1, y1) in itertools.pairwise(points):
-        if t0 <= seconds <= t1:
-            return y0 + (y1 - y0) * (seconds - t0) / max(t1 - t0, 1e-9)
+        if t0 <= step <= t1:
+            return y0 + (y1 - y0) * (step - t0) / (t1 - t0)
     return points[-1][1]
 
 
@@ -87,14 +106,17 @@ def report(options: argparse.Namespace) -> None:
             cells[recipe] = found
     if not cells:
         raise SystemExit(f"no finished cell in {options.cells}")
-    quickest = min(statistics.mean(c["seconds"] for c in each) for each in cells.values())
+    measured = files.read_json(options.cells / "pace.json")
+    seconds = {recipe: measured[Path(recipe).stem]["step"] * each[0]["curve"][-1]["step"] for recipe, each in cells.items()}
+    quickest = min(seconds.values())
     both = lambda cell, value: statistics.mean(value(cell, k) for k in ("image_retrieval_recall@10", "text_retrieval_recall@10"))
     head = ["recipe", "seeds", *RECALLS.values(), *PROBES.values(), "seconds", "pairs/s", f"R@10 after {quickest:.0f} s"]
     rows = []
     for recipe, each in cells.items():
         figures = [interval([c["figures"][k] for c in each]) for k in (*RECALLS, *PROBES)]
-        early = [both(c, lambda cell, k: at_time(cell, quickest, k)) for c in each]
-        cost = [f"{statistics.mean(c[k] for c in each):.0f}" for k in ("seconds", "pairs_per_second")]
+        own = measured[Path(recipe).stem]
+        early = [both(c, lambda cell, k, own=own: at_step(cell, quickest / own["step"], k)) for c in each]
+        cost = [f"{seconds[recipe]:.0f}", f"{own['pairs_per_second']:.0f}"]
         rows.append([recipe, str(len(each)), *figures, *cost, interval(early)])
     if options.floor:
         name, *values = options.floor
@@ -102,10 +124,11 @@ def report(options: argparse.Namespace) -> None:
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     files.write_text(options.out / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
-    draw(cells, options.out / "plot.svg")
+    draw(cells, {recipe: measured[Path(recipe).stem]["step"] for recipe in cells}, options.out / "plot.svg")
 
 
-def draw(cells: dict[str, list[dict]], file: Path) -> None:
+def draw(cells: dict[str, list[dict]], step: dict[str, float], file: Path) -> None:
+    """Final figures with their intervals, and one of them over the time of training."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -122,7 +145,7 @@ def draw(cells: dict[str, list[dict]], file: Path) -> None:
         axis.invert_yaxis()
         axis.set_title(title)
     for place, (recipe, each) in enumerate(cells.items()):
-        times = [statistics.mean(c["curve"][n]["seconds"] for c in each) for n in range(len(each[0]["curve"]))]
+        times = [step[recipe] * point["step"] for point in each[0]["curve"]]
         recall = [statistics.mean(100 * c["curve"][n]["image_retrieval_recall@10"] for c in each) for n in range(len(times))]
         axes[2].plot(times, recall, "o-", color=f"C{place}", label=recipe)
     axes[2].set_xlabel("seconds of training")
@@ -142,6 +165,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=HERE, help="where table.md, plot.svg and cells/ stand")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs go")
     parser.add_argument("--floor", nargs="+", metavar="NAME VALUE", help="a last row for comparison, in the order of the recall columns")
+    parser.add_argument("--pace", action="store_true", help="measure anew what a step costs")
     parser.add_argument("--report", action="store_true", help="train nothing: table and plot of the cells there are")
     options = parser.parse_args()
     options.overrides = [r for r in options.recipes if "=" in r]
@@ -155,4 +179,6 @@ if __name__ == "__main__":
                 cell = options.cells / f"{Path(recipe).stem}-{seed}.json"
                 if not cell.is_file():
                     files.write_json(cell, {"recipe": recipe, "seed": seed, **score(train(recipe, seed, options), options)})
+        if options.pace or not (options.cells / "pace.json").is_file():
+            files.write_json(options.cells / "pace.json", pace(options))
     report(options)

@@ -113,7 +113,8 @@ class Log:
         if self.main:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
-            self.bar.set_postfix(loss=f"{line['loss']:.3f}", pairs_s=f"{line['pairs_per_second']:.0f}", refresh=False)
+            shown = {"loss": f"{line['loss']:.3f}", "pairs_s": f"{line['pairs_per_second']:.0f}", "data_wait": f"{line['data_wait']:.0%}"}
+            self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:

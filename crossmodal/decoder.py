@@ -113,7 +113,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """States [..., W] → logits of the next word [..., V]; ``embedding`` [V, W] is the text tower's, read where tied."""
-        return F.linear(hidden, embedding if self.head is None else self.head.weight)
+        return F.linear(hidden, self.vocabulary(embedding))
+
+    def vocabulary(self, embedding: Tensor) -> Tensor:
+        """The matrix [V, W] whose rows a state is compared with."""
+        return embedding if self.head is None else self.head.weight
 
     def load(self, state: dict[str, Tensor], origin: str) -> None:
         """Take the weights of an open_clip ``MultimodalTransformer``. Errors: ``UserError`` for another shape."""

@@ -41,7 +41,7 @@ BROKEN = [
     (*SIMCLR, "temperature", "objectives/simclr.py", "-math.log(self.temperature)", "math.log(self.temperature)"),
     (*SIMCLR, "itself among the wrong ones", "objectives/simclr.py", "without_self=True", "without_self=False"),
     (*SIMCLR, "one view only", "objectives/simclr.py", "torch.stack((a, b), 1)", "torch.stack((a, a), 1)"),
-    (*CAPTIONING, "sign", "objectives/captioning.py", '(F.cross_entropy(', '(-F.cross_entropy('),
+    (*CAPTIONING, "sign", "objectives/captioning.py", '"captioning": (loss,', '"captioning": (-loss,'),
     (*CAPTIONING, "unmasked padding", "objectives/captioning.py", "< self.lengths(ids)[:, None]", "< ids.shape[1] + 0 * self.lengths(ids)[:, None]"),
     (*CAPTIONING, "off by one", "objectives/captioning.py", "ids[rows, 1:length][said]", "ids[rows, : length - 1][said]"),
     (*CAPTIONING, "the answer told", "objectives/captioning.py", "tokens[rows, : length - 1]", "tokens[rows, 1:length]"),

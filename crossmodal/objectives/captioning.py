@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crossmodal.batch import Batch, Encoded
 from crossmodal.objectives.base import Objective
+from crossmodal.words import cross_entropy
 
 if TYPE_CHECKING:
     from crossmodal.model import Model
@@ -40,10 +40,9 @@ class Captioning(Objective):
             said = self.predicted(ids[rows, :length])  # [R, L - 1]
             hidden.append(model.decoder(context[rows], tokens[rows, : length - 1])[said])  # [words, W]: padding is not said
             words.append(ids[rows, 1:length][said])
-        logits = model.decoder.logits(torch.cat(hidden), model.text.embedding)  # [words, V]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         target = torch.cat(words)
-        return {"captioning": (F.cross_entropy(logits, target, reduction="sum"), torch.tensor(len(target), device=ids.device))}
+        loss = cross_entropy(torch.cat(hidden), model.decoder.vocabulary(model.text.embedding), target)
+        return {"captioning": (loss, torch.tensor(len(target), device=ids.device))}
 
     def pair_counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"captioning": self.predicted(batch.texts["text"]).sum()}

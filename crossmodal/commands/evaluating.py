@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,10 @@ def zeroshot(options: argparse.Namespace) -> None:
         raise UserError("a benchmark names its own classes; --classes goes with --data.")
     if not options.data and not named:
         raise UserError("say what data to use: --data SOURCE, --benchmark NAME or --suite NAME.")
-    entries = {Path(name).stem: benchmark.find(name) for name in named}
+    stems = [Path(name).stem for name in named]
+    if twice := [stem for stem in stems if stems.count(stem) > 1]:
+        raise UserError(f"two benchmarks are called {twice[0]!r}; give their files different names.")
+    entries = {stem: benchmark.find(name) for stem, name in zip(stems, named, strict=True)}
     if options.data:
         entries = {options.data: benchmark.Benchmark(source=options.data, task=options.task, classes=options.classes)}
     for evaluation in _evaluate(options, entries):
@@ -70,8 +74,9 @@ def _evaluate(options: argparse.Namespace, entries: dict[str, Benchmark]) -> lis
         open_source(settings.against)  # a mistake in it should not wait for the embeddings
     if not several:
         open_source(next(iter(entries.values())).located(settings.data_root))
-    if several and options.output and options.output.suffix:
-        raise UserError(f"{options.output}: several benchmarks are written into a folder; give --output one, without an ending.")
+    for target in (options.output, options.report):
+        if several and target and target.suffix:
+            raise UserError(f"{target}: several benchmarks are written into a folder; give one, without an ending.")
     if options.model.startswith("embeddings:"):
         store = GivenStore(options.model, Path(options.model.partition(":")[2]).expanduser())
     else:
@@ -92,12 +97,17 @@ def _evaluate(options: argparse.Namespace, entries: dict[str, Benchmark]) -> lis
         for target, write in ((options.output, done[-1].write), (options.report, lambda path, e=done[-1]: page.write(path, e))):
             if target:
                 suffix = ".html" if target is options.report else ".json"
-                path = target / f"{name}{suffix}" if several or target.is_dir() else target
+                path = target / f"{_file_name(name)}{suffix}" if several or target.is_dir() or not target.suffix else target
                 write(path)
                 print(f"{'report' if suffix == '.html' else 'figures'}: {path}")
     if not done:
         raise UserError("none of the benchmarks could be scored.")
     return done if distributed.is_main() else []
+
+
+def _file_name(name: str) -> str:
+    """A benchmark's name, or a source's spec, as a file may be called."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
 def _tell(evaluation: Evaluation) -> None:
@@ -134,14 +144,15 @@ def compare(options: argparse.Namespace) -> None:
     a, b = (result.read(path) for path in (options.a, options.b))
     compare.comparable(a, b, tuple(options.allow))
     found = compare.compare(a, b, result.read_rows(options.a), result.read_rows(options.b), options.metric)
-    print(f"A: {a['model']}\nB: {b['model']}\n{a['dataset']}, {a['pictures']:,} pictures\n")
+    overruled = f", although {' and '.join(options.allow)} may differ" if options.allow else ""
+    print(f"A: {a['model']} ({options.a})\nB: {b['model']} ({options.b})\n{a['dataset']}, {a['pictures']:,} pictures{overruled}\n")
     print(f"{'figure':<36}{'A':>8}{'B':>8}{'B − A':>8}  95 % interval      p")
     for each in found:
         low, high = each["interval"]
         numbers = "".join(f"{100 * each[k]:8.2f}" for k in ("a", "b", "difference"))
         print(f"{each['metric']:<36}{numbers}  {100 * low:+6.2f} to {100 * high:+6.2f}  {each['p']:.4f}")
     if options.output:
-        files.write_json(options.output, {"a": str(options.a), "b": str(options.b), "figures": found})
+        files.write_json(options.output, {"a": str(options.a), "b": str(options.b), "allowed": options.allow, "figures": found})
         print(f"figures: {options.output}")
 
 

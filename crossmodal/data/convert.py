@@ -29,9 +29,10 @@ def convert(source: Source, out: Path, shard: int = 10_000) -> tuple[int, list[t
     known picture. Errors: ``UserError`` where ``out`` is something else or holds files already.
     """
     broken: list[tuple[str, str]] = []
+    names = [each[0] for each in source.classes or ()]
     samples = _samples(source, broken)
     if out.suffix == ".parquet":
-        return _parquet(samples, out), broken
+        return _parquet(samples, out, names), broken
     if out.suffix:
         raise UserError(f"{out}: write a folder, for tar shards, or a file that ends in .parquet.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -41,10 +42,10 @@ def convert(source: Source, out: Path, shard: int = 10_000) -> tuple[int, list[t
     for pair in samples:
         group.append(pair)
         if len(group) == shard:
-            files.write_bytes(out / f"{number:05d}.tar", _tar(group, count))
+            files.write_bytes(out / f"{number:05d}.tar", _tar(group, count, names))
             number, count, group = number + 1, count + len(group), []
     if group:
-        files.write_bytes(out / f"{number:05d}.tar", _tar(group, count))
+        files.write_bytes(out / f"{number:05d}.tar", _tar(group, count, names))
     return count + len(group), broken
 
 
@@ -70,13 +71,15 @@ def kind(data: bytes) -> str | None:
     return next((ending for beginning, ending in BEGINNINGS if data.startswith(beginning)), None)
 
 
-def _tar(group: list[tuple[Sample, str]], start: int) -> bytes:
+def _tar(group: list[tuple[Sample, str]], start: int, names: list[str]) -> bytes:
+    """One shard. Labels are classes' names, where these are told apart by them, since a tar has nowhere else to keep the names."""
+    named = len(set(names)) == len(names)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for place, (sample, ending) in enumerate(group, start):
             about = {"key": sample.key, "captions": list(sample.captions)}
             if sample.label is not None:
-                about["label"] = sample.label
+                about["label"] = names[sample.label] if named and names and isinstance(sample.label, int) else sample.label
             for name, data in ((ending, sample.image), ("json", json.dumps(about, ensure_ascii=False).encode())):
                 member = tarfile.TarInfo(f"{place:09d}.{name}")
                 member.size = len(data)
@@ -84,21 +87,24 @@ def _tar(group: list[tuple[Sample, str]], start: int) -> bytes:
     return out.getvalue()
 
 
-def _parquet(samples: Iterator[tuple[Sample, str]], out: Path, group: int = 500) -> int:
-    """One file in row groups of ``group``; columns image (HF's: bytes and path), captions and, where there are labels, label."""
+def _parquet(samples: Iterator[tuple[Sample, str]], out: Path, names: list[str], group: int = 500) -> int:
+    """One file in row groups of ``group``; columns image (HF's: bytes and path), captions, and label, with the classes' names as the
+    datasets library keeps them."""
+    from datasets import ClassLabel, Features, Image, List, Value
+
     if out.exists():
         raise UserError(f"{out}: exists already; choose another.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary, writer, rows, count = out.with_name(f".{out.name}.tmp"), None, [], 0
-    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     schema = None
 
     def flush() -> None:
         nonlocal writer, schema
         if schema is None:
             label = next((r["label"] for r in rows if r["label"] is not None), None)
-            kind_of = pyarrow.list_(pyarrow.int64()) if isinstance(label, list) else pyarrow.int64()
-            schema = pyarrow.schema([("image", picture), ("captions", pyarrow.list_(pyarrow.string())), ("label", kind_of)])
+            one = ClassLabel(names=names) if names and len(set(names)) == len(names) else Value("int64")
+            features = {"image": Image(), "captions": List(Value("string")), "label": List(one) if isinstance(label, list) else one}
+            schema = Features(features).arrow_schema
             writer = pyarrow.parquet.ParquetWriter(temporary, schema)
         writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
         rows.clear()

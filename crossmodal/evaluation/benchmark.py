@@ -29,7 +29,7 @@ class Benchmark(pydantic.BaseModel):
     ids: str | list[str] | None = pydantic.Field(None, description="WordNet ids of the classes: a list, a file, timm:imagenet.")
     subset: str | list[str] | None = pydantic.Field(None, description="The ids of the classes that the benchmark keeps of them.")
     templates: list[str] | None = pydantic.Field(None, description="Prompts, files or named sets; null: the data's or the model's own.")
-    metric: str = pydantic.Field("acc1", description="The figure to quote.")
+    metric: str | None = pydantic.Field(None, description="The figure to quote; null: the task's usual one.")
     size: int | None = pydantic.Field(None, description="How many pictures it has; others are warned of.")
     chance: float | None = pydantic.Field(None, description="What guessing scores on that metric.")
     about: str = ""
@@ -57,15 +57,18 @@ class Benchmark(pydantic.BaseModel):
 def find(name: str) -> Benchmark:
     """A packaged benchmark by name, or a YAML file. Errors: ``UserError``."""
     path = resources.resource("eval/benchmarks", name)
+    said = _yaml(path)
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: a benchmark is a mapping (source, task, classes …).")
+    for key in said:
+        if key not in Benchmark.model_fields:
+            raise UserError(f"{path}: {key}: {nearest(str(key), Benchmark.model_fields)}")
     try:
-        entry = Benchmark.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML: {str(error).splitlines()[0]}") from error
+        entry = Benchmark.model_validate(said)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        hint = nearest(key, Benchmark.model_fields) if first["type"] == "extra_forbidden" else first["msg"]
-        raise UserError(f"{path}: {key or 'not a benchmark'}: {hint}") from error
+        raise UserError(f"{path}: {key}: {first['msg']}") from error
     known = registry.names(KIND)
     if "." not in entry.task and entry.task not in known:
         raise UserError(f"{path}: task: there is no task {entry.task!r}; {nearest(entry.task, known)}")
@@ -75,7 +78,14 @@ def find(name: str) -> Benchmark:
 def suite(name: str) -> list[str]:
     """The benchmarks of ``eval/suites/NAME.yaml`` (a list of names or files). Errors: ``UserError``."""
     path = resources.resource("eval/suites", name)
-    said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    said = _yaml(path)
     if not isinstance(said, list) or not all(isinstance(n, str) for n in said):
         raise UserError(f"{path}: a suite is a list of benchmarks' names.")
     return said
+
+
+def _yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no YAML: {str(error).splitlines()[0]}") from error

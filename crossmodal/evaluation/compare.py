@@ -22,9 +22,21 @@ def comparable(a: dict, b: dict, allowed: tuple[str, ...] = ()) -> None:
         mine, other = (r.get("fingerprints", {}).get(what) for r in (a, b))
         if mine != other and what not in allowed:
             raise UserError(
-                f"the {what} differ ({mine} and {other}), so the figures do not answer the same questions; "
+                f"the {what} differ ({_told(a, b, what) or f'{mine} and {other}'}), so the figures do not answer the same questions; "
                 f"evaluate both alike{'' if what == 'data' else f', or say --allow {what}'}."
             )
+
+
+def _told(a: dict, b: dict, what: str) -> str:
+    """In what they differ, as far as the results say."""
+    if what == "preprocessing":
+        mine, other = (r.get(what, {}) for r in (a, b))
+        keys = [k for k in {**mine, **other} if k != "fingerprint" and mine.get(k) != other.get(k)]
+        return ", ".join(f"{k} {mine.get(k, 'none')} and {other.get(k, 'none')}" for k in keys)
+    if what == "prompts":
+        mine, other = (r.get("templates") or ["descriptions"] for r in (a, b))
+        return f"{mine[0]!r} … and {other[0]!r} …" if mine != other else ""
+    return ""
 
 
 def compare(a: dict, b: dict, rows_a: list[dict], rows_b: list[dict], metrics: list[str] | None = None) -> list[dict]:

@@ -78,7 +78,9 @@ def evaluate(store: Store, name: str, entry: Benchmark, settings: Settings) -> E
     more = {"source": spec, "preprocessing": ready, "seen": entry.seen_by(model), "training": model.training_record}
     if settings.against:
         more["leaks"] = without_leaks(answer, source, settings.against, settings.workers)
-    metric = entry.metric if entry.metric in answer.metrics else task.metric
+    metric = entry.metric or (task.metric if task.metric in answer.metrics else next(iter(answer.metrics)))
+    if metric not in answer.metrics:
+        raise UserError(f"{name}: metric: the task {entry.task!r} has no figure {metric!r}; {nearest(metric, answer.metrics)}")
     return Evaluation(name, result.result(store.ref, name, entry.task, metric, answer, prints, **more), answer, source)
 
 

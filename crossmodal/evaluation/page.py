@@ -23,7 +23,8 @@ def write(path: Path, evaluation: Evaluation) -> None:
     most = max((b["pictures"] for b in bins), default=1)
     page = pages.template("evaluation").render(
         said=said,
-        figures=[(pages.name(k), *_figure(v, answer.intervals.get(k))) for k, v in answer.metrics.items()],
+        figures=[(pages.name(k), *_figure(v, answer.intervals.get(k))) for k, v in answer.metrics.items()]
+        + [(f"{pages.name(k)}, without leaks", *_figure(v["value"], v["interval"])) for k, v in _clean(said).items()],
         mistakes_title=title,
         mistakes=mistakes,
         confusions=[c for c in answer.about.get("confusions", []) if c["pictures"] > 1][:15],
@@ -33,6 +34,12 @@ def write(path: Path, evaluation: Evaluation) -> None:
         facts=_facts(said),
     )
     files.write_text(path, page)
+
+
+def _clean(said: dict) -> dict[str, dict]:
+    """The figures without what leaked, where anything did."""
+    leaks = said.get("leaks", {})
+    return leaks["without"] if leaks.get("duplicates") else {}
 
 
 def _figure(value: float, interval: tuple[float, float] | None) -> tuple[str, str, str]:
@@ -75,7 +82,8 @@ def _facts(said: dict) -> list[tuple[str, str]]:
     found = [
         ("data", said["source"]),
         ("classes matched by", said.get("labels_by", "")),
-        ("templates", f"{len(templates)}: {templates[0]} …" if len(templates) > 1 else "".join(templates)),
+        ("templates", "; ".join(templates[:8]) + (f" … ({len(templates)} in all)" if len(templates) > 8 else "")),
+        ("descriptions", f"{said['descriptions']:,} sentences" if "descriptions" in said else ""),
         ("preprocessing", ", ".join(f"{k} {v}" for k, v in said["preprocessing"].items() if k != "fingerprint")),
         ("ties", said.get("ties", "")),
         ("left out", f"{len(said['broken'])} pictures that do not decode" if said["broken"] else ""),

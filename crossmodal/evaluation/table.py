@@ -10,6 +10,7 @@ from crossmodal.errors import UserError
 from crossmodal.evaluation import result
 
 FIXED = ("dataset", "model", "pretrained", "task")
+ABOUT = ("corruption", "prompts", "file")  # what may differ where those are the same
 
 
 def gather(paths: list[Path]) -> list[dict]:
@@ -18,7 +19,7 @@ def gather(paths: list[Path]) -> list[dict]:
     for path in paths:
         for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
             try:
-                found.append(result.read(file))
+                found.append(result.read(file) | {"file": str(file)})
             except UserError:
                 if not path.is_dir():
                     raise
@@ -27,16 +28,22 @@ def gather(paths: list[Path]) -> list[dict]:
     return sorted(found, key=lambda r: [str(r.get(k, "")) for k in FIXED])
 
 
+def _about(r: dict) -> dict[str, str]:
+    """What was done to the pictures, and by which prompts."""
+    prints = r.get("fingerprints", {})
+    return {"corruption": r.get("preprocessing", {}).get("corruption", ""), "prompts": prints.get("prompts", ""), "file": r.get("file", "")}
+
+
 def to_csv(results: list[dict]) -> str:
-    """A line a figure: data set, model, pretrained, task, metric, value, low, high, pictures."""
+    """A line a figure: data set, model, pretrained, task, metric, value, low, high, pictures, corruption, prompts, file."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*FIXED, "metric", "value", "low", "high", "pictures"])
+    writer.writerow([*FIXED, "metric", "value", "low", "high", "pictures", *ABOUT])
     for r in results:
         for metric, value in sorted(r["metrics"].items()):
             low, high = r.get("intervals", {}).get(metric, ("", ""))
             number = [f"{x:.6f}" if isinstance(x, float) else x for x in (value, low, high)]
-            writer.writerow([*(r.get(k, "") for k in FIXED), metric, *number, r.get("pictures", "")])
+            writer.writerow([*(r.get(k, "") for k in FIXED), metric, *number, r.get("pictures", ""), *_about(r).values()])
     return out.getvalue()
 
 
@@ -51,7 +58,14 @@ def to_markdown(results: list[dict]) -> str:
         unit = 100 if interval is None or max(interval) <= 1 else 1
         sure = f" ({unit * interval[0]:.1f}–{unit * interval[1]:.1f})" if interval else ""
         mark = " ⚠" if r.get("warnings") or r.get("seen") else ""
-        lines.setdefault((r["dataset"], quoted(r)), {})[name(r)] = f"{unit * value:.1f}{sure}{mark}"
+        about, row = _about(r), r["dataset"]
+        row += f" ({about['corruption']})" if about["corruption"] else ""
+        if name(r) in lines.get((row, quoted(r)), {}):  # the same model again: other prompts, or another run
+            row += f" [{about['file'] or about['prompts']}]"
+        lines.setdefault((row, quoted(r)), {})[name(r)] = f"{unit * value:.1f}{sure}{mark}"
     rows = [["data", "figure", *models], ["---"] * (2 + len(models))]
     rows += [[dataset, metric, *(cells.get(m, "") for m in models)] for (dataset, metric), cells in lines.items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    legend = (
+        "\n⚠: the result has a warning, or a tower that has seen the data.\n" if any("⚠" in cell for row in rows for cell in row) else ""
+    )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + legend

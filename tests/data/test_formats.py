@@ -273,3 +273,4 @@ def test_labels_survive_conversion(class_folder, tmp_path):
     for spec in (tmp_path / "a.parquet", tmp_path / "tars" / "00000.tar"):
         again = open_source(str(spec))
         assert [again[n].label for n in range(12)] == [source[n].label for n in range(12)]
+        assert again.classes == source.classes

@@ -61,10 +61,16 @@ def test_mistakes_in_a_benchmark_are_sentences(tmp_path):
         ("task: probe\n", "source: Field required"),
         ("source: x\ntask: probing\n", "no task 'probing'; did you mean 'probe'"),
         ("source: [\n", "is no YAML"),
+        ("[1]\n", "a benchmark is a mapping"),
+        ("sauce: x\n", "sauce: did you mean 'source'"),
     ):
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(UserError, match=wanted):
             benchmark.find(str(tmp_path / "b.yaml"))
+    (tmp_path / "b.yaml").write_bytes(b"about: caf\xe9\nsource: x\n")
+    for read in (benchmark.find, benchmark.suite):
+        with pytest.raises(UserError, match="is no YAML"):
+            read(str(tmp_path / "b.yaml"))
     with pytest.raises(UserError, match="no option 'shot'; did you mean 'shots'"):
         evaluator.build("probe", {"shot": [1]})
 
@@ -203,15 +209,21 @@ def test_a_table_of_results(model, class_folder, pairs, tmp_path, capsys):
     capsys.readouterr()
     assert run("results", "table", tmp_path / "results", "--csv") == 0
     csv = capsys.readouterr().out
-    assert csv.splitlines()[0] == "dataset,model,pretrained,task,metric,value,low,high,pictures"
+    assert csv.splitlines()[0] == "dataset,model,pretrained,task,metric,value,low,high,pictures,corruption,prompts,file"
     z = json.loads((tmp_path / "results" / "z.json").read_text())
     assert f"{class_folder},{model},,zeroshot_classification,acc1,{z['metrics']['acc1']:.6f}," in csv
     assert run("results", "table", tmp_path / "results") == 0
     table = capsys.readouterr().out
-    assert table.count("\n") == 4 and f"| {class_folder} | acc1 |" in table
+    assert table.count("\n| ") == 3 and f"| {class_folder} | acc1 |" in table
     assert run("results", "table", tmp_path / "results") == 0
     assert capsys.readouterr().out == table
     assert run("results", "table", tmp_path / "none.json") == 2
+    for name, more in (("spoilt", ["--corrupt", "jpeg:3"]), ("other", ["--templates", "x {}"])):
+        assert run("zeroshot", model, "--data", class_folder, "--output", tmp_path / "results" / f"{name}.json", *more) == 0
+    capsys.readouterr()
+    assert run("results", "table", tmp_path / "results") == 0
+    told = capsys.readouterr().out
+    assert f"| {class_folder} (jpeg:3) | acc1 |" in told and told.count("| acc1 |") == 3, "no result hides another"
 
 
 def test_a_suite_passes_over_what_is_not_there(model, class_folder, tmp_path, capsys):
@@ -224,8 +236,14 @@ def test_a_suite_passes_over_what_is_not_there(model, class_folder, tmp_path, ca
     assert sorted(p.name for p in out.iterdir()) == ["here.html", "here.json", "here.parquet"]
     page = (out / "here.html").read_text()
     assert "http://" not in page and "https://" not in page and "Class by class" in page
-    (tmp_path / "suite.yaml").write_text(f"- {tmp_path}/away.yaml\n- {tmp_path}/away.yaml\n")
+    (tmp_path / "gone.yaml").write_text("source: folder:{data}/gone\n")
+    (tmp_path / "suite.yaml").write_text(f"- {tmp_path}/away.yaml\n- {tmp_path}/gone.yaml\n")
     assert run("zeroshot", model, "--suite", tmp_path / "suite.yaml") == 2
+    assert run("zeroshot", model, "--benchmark", tmp_path / "here.yaml", tmp_path / "here.yaml") == 2
+    assert "two benchmarks are called 'here'" in capsys.readouterr().err
+    (tmp_path / "here.yaml").write_text("source: folder:{data}\nmetric: acc7\n")
+    assert run("zeroshot", model, "--benchmark", tmp_path / "here.yaml", "--data-root", class_folder) == 2
+    assert "has no figure 'acc7'" in capsys.readouterr().err
 
 
 def test_permuted_labels_and_chance_are_warned_of(tmp_path):

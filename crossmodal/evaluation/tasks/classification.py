@@ -36,7 +36,9 @@ class Classification(Task):
             matched = "the data's own classes"
         y = labels.numbers(pictures, number)
         answer = self._score(classifier, pictures, y)
-        answer.about |= {"classes": len(classes), "templates": classifier.templates, "labels_by": matched}
+        answer.about |= {"classes": len(classes), "templates": [] if case.descriptions else classifier.templates, "labels_by": matched}
+        if case.descriptions:
+            answer.about["descriptions"] = sum(map(len, classifier.prompts))
         answer.prompts = classifier.prompts
         answer.warnings += _doubts(answer, y, len(classes), case.chance)
         return answer
@@ -112,7 +114,7 @@ def _doubts(answer: Answer, y: Tensor, classes: int, chance: float | None) -> li
     best = torch.tensor([row["predicted"] for row in answer.rows])
     fit, rest = probe.halves(y)  # of every class
     table = torch.zeros(classes, classes, dtype=torch.long) if classes <= 5000 else None
-    if table is None or not len(rest):
+    if table is None or not len(rest) or len(y.unique()) < 0.9 * classes:  # of a few classes, renaming would tell the clusters apart
         return out
     table.index_put_((best[fit], y[fit]), torch.ones(len(fit), dtype=torch.long), accumulate=True)
     renamed = table.argmax(1)  # by one half of the pictures, what each predicted class mostly is

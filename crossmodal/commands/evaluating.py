@@ -122,15 +122,15 @@ def _tell(evaluation: Evaluation) -> None:
     for key, value in answer.metrics.items():
         name, (low, high) = pages.name(key), answer.intervals.get(key, (None, None))
         if low is None:
-            print(f"  {name:<36}{value:9.3f}")
+            print(f"  {name:<50}{value:9.3f}")
         elif high <= 1:
-            print(f"  {name:<36}{100 * value:7.1f} %  ({100 * low:.1f}–{100 * high:.1f})")
+            print(f"  {name:<50}{100 * value:7.1f} %  ({100 * low:.1f}–{100 * high:.1f})")
         else:
-            print(f"  {name:<36}{value:9.3f}  ({low:.3f}–{high:.3f})")
+            print(f"  {name:<50}{value:9.3f}  ({low:.3f}–{high:.3f})")
     clean = said.get("leaks", {}).get("without", {})
     for key, each in clean.items():
         low, high = each["interval"]
-        print(f"  {pages.name(key) + ' without leaks':<36}{100 * each['value']:7.1f} %  ({100 * low:.1f}–{100 * high:.1f})")
+        print(f"  {pages.name(key) + ' without leaks':<50}{100 * each['value']:7.1f} %  ({100 * low:.1f}–{100 * high:.1f})")
     if "acc5" in answer.metrics:
         seconds = said["training"].get("seconds")
         trained = f", {seconds:.0f} s of training" if seconds is not None else ""

@@ -48,7 +48,7 @@ class Store:
 
     def features(self, source: Source, spec: str, data: str, view: EvalView, preprocessing: str) -> tuple:
         """The image tower's pooled features [N, W], keys and labels of a source."""
-        folder = self._folder(data, preprocessing) / "features"
+        folder = self._folder(f"{data}-features", preprocessing)
         file = folder / "features.safetensors"
         if not self._stands(folder, file):
             x, keys, labels = probe.keyed_features(self.model.image, source, view, self.workers)

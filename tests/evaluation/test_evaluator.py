@@ -154,6 +154,11 @@ def test_the_store_encodes_once(model, class_folder, tmp_path, monkeypatch):
         evaluator.evaluate(Store(load(model), "m", tmp_path / "empty", "never"), "x", entry, Settings())
 
 
+def test_features_and_embeddings_of_the_same_data_stand_side_by_side(model, class_folder, tmp_path):
+    for task in ("probe", "classification", "probe"):
+        assert run("zeroshot", model, "--data", class_folder, "--task", task, "--store", tmp_path / "s") == 0
+
+
 def test_other_data_weights_or_preprocessing_are_other_embeddings(model, other, class_folder, tmp_path):
     from crossmodal.loading import load
 

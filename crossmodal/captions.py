@@ -10,6 +10,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from crossmodal import intervals
 from crossmodal.data.loader import evaluation_batches
 from crossmodal.data.sources.base import Source
 from crossmodal.embed import Embeddings
@@ -50,15 +51,13 @@ def score(said: list[str], references: list[list[str]], resamples: int = 1000, s
     streams = [[w[n] if n < len(w) else None for w in wanted] for n in range(most)]
     bleu = BLEU(tokenize="none", force=True)
     counts = np.array(bleu._extract_corpus_statistics(hypotheses, streams))  # [N, 2 + 2 · 4]: what a corpus score is added up from
-    chance = np.random.default_rng(seed)
-    picks = [chance.integers(len(said), size=len(said)) for _ in range(resamples)]
     total = lambda pick: bleu._compute_score_from_stats(counts[pick].sum(0).tolist()).score
-    interval = lambda values: [float(x) for x in np.percentile(values, [2.5, 97.5])]
+    interval = lambda figure: list(intervals.bootstrap(figure, len(said), resamples, seed))
     return {
         "CIDEr": float(cider),
-        "CIDEr interval": interval([each[p].mean() for p in picks]),
+        "CIDEr interval": interval(lambda pick: each[pick].mean()),
         "BLEU-4": total(np.arange(len(said))),
-        "BLEU-4 interval": interval([total(p) for p in picks]),
+        "BLEU-4 interval": interval(total),
         "distinct": len(set(said)) / len(said),
     }
 

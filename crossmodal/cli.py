@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
             "--overwrite",
             choices=("never", "missing", "always"),
             default="missing",
-            help="encode what the store lacks (default), all, nothing",
+            help="never encodes, but reads the store; encodes what it lacks (default); encodes anew",
         )
         added.add_argument("--output", type=Path, metavar="FILE.json", help="write figures as JSON, every answer as parquet beside it")
         added.add_argument("--report", type=Path, metavar="FILE.html", help="write a page: figures, mistakes, calibration")

@@ -72,8 +72,7 @@ def _evaluate(options: argparse.Namespace, entries: dict[str, Benchmark]) -> lis
     )
     if settings.against:
         open_source(settings.against)  # a mistake in it should not wait for the embeddings
-    if not several:
-        open_source(next(iter(entries.values())).located(settings.data_root))
+    alone = None if several else open_source(next(iter(entries.values())).located(settings.data_root))
     for target in (options.output, options.report):
         if several and target and target.suffix:
             raise UserError(f"{target}: several benchmarks are written into a folder; give one, without an ending.")
@@ -84,7 +83,7 @@ def _evaluate(options: argparse.Namespace, entries: dict[str, Benchmark]) -> lis
     done = []
     for name, entry in entries.items():
         try:
-            done.append(evaluate(store, name, entry, settings))
+            done.append(evaluate(store, name, entry, settings, alone))
         except UserError as error:
             if not several:
                 raise

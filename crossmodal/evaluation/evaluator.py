@@ -48,18 +48,19 @@ class Evaluation:
         result.write(path, self.said, self.answer.rows)
 
 
-def evaluate(store: Store, name: str, entry: Benchmark, settings: Settings) -> Evaluation:
-    """Score ``store``'s model on a benchmark. Under several processes all of them encode, and all get the evaluation.
+def evaluate(store: Store, name: str, entry: Benchmark, settings: Settings, source: Source | None = None) -> Evaluation:
+    """Score ``store``'s model on a benchmark, whose ``source`` may be open already. Under several processes all of them encode, and all
+    get the evaluation.
 
     Errors: ``UserError`` for data that are not there or do not fit the task.
     """
     model = store.model
     spec = entry.located(settings.data_root)
-    source = open_source(spec)
+    source = source or open_source(spec)
     task = build(entry.task, entry.options)
     view = Corrupted(model.eval_view(), settings.corruption) if settings.corruption else model.eval_view()
     ready, data = result.preprocessing(model, view), data_fingerprint(source)
-    at = (source, spec, data, view, ready["fingerprint"])
+    at = (source, data, view, ready["fingerprint"])
     case = Case(
         model,
         source,

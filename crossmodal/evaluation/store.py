@@ -38,7 +38,7 @@ class Store:
         self.fingerprint = embed.fingerprint(model)
         self._made: set[Path] = set()  # "always" means once a run, not once a benchmark
 
-    def embeddings(self, source: Source, spec: str, data: str, view: EvalView, preprocessing: str) -> Embeddings:
+    def embeddings(self, source: Source, data: str, view: EvalView, preprocessing: str) -> Embeddings:
         """A source's pictures and captions. ``data`` and ``preprocessing`` are fingerprints. Errors: ``UserError``."""
         folder = self._folder(data, preprocessing)
         if not self._stands(folder, folder / "embeddings.json"):
@@ -46,7 +46,7 @@ class Store:
             self._made.add(folder)
         return embed.read(folder)[0]
 
-    def features(self, source: Source, spec: str, data: str, view: EvalView, preprocessing: str) -> tuple:
+    def features(self, source: Source, data: str, view: EvalView, preprocessing: str) -> tuple:
         """The image tower's pooled features [N, W], keys and labels of a source."""
         folder = self._folder(f"{data}-features", preprocessing)
         file = folder / "features.safetensors"

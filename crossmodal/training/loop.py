@@ -1,7 +1,7 @@
 """The one training loop, on accelerate.
 
 It stands below zero-shot and retrieval: periodic evaluation is handed in (``fit(…, evaluate=…)``) and
-put together in ``commands.py``. A run folder holds ``recipe.yaml``, ``metrics.jsonl`` (a line a step),
+put together in ``commands/training.py``. A run folder holds ``recipe.yaml``, ``metrics.jsonl`` (a line a step),
 ``eval.jsonl`` (a line an evaluation), ``broken.jsonl`` (pictures that did not decode), ``checkpoints/`` and,
 when training has ended, ``model/``.
 """

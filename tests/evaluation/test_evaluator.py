@@ -21,16 +21,17 @@ from tests.test_model import tiny_model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model with random weights, as a folder that commands load."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "model"
-    tiny_model().eval().save(folder)
-    return folder
+    return saved(tmp_path_factory, 0)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("other") / "model"
+    return saved(tmp_path_factory, 1)
+
+
+def saved(tmp_path_factory, seed: int):
+    torch.manual_seed(seed)
+    folder = tmp_path_factory.mktemp("model") / "model"
     tiny_model().eval().save(folder)
     return folder
 

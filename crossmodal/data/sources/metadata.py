@@ -10,16 +10,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from crossmodal.batch import Sample
-from crossmodal.data import pictures
-from crossmodal.data.sources.base import Source
+from crossmodal.data.sources.base import Listed
 from crossmodal.errors import UserError
 
 FOLDERS = ("metadata.csv", "metadata.jsonl")
 CAPTIONS = ("text", "caption", "captions", "title")
 
 
-class MetadataSource(Source):
+class MetadataSource(Listed):
     """``caption`` names the column of captions where it is called otherwise."""
 
     def __init__(self, path: str, *, caption: str | None = None):
@@ -35,15 +33,8 @@ class MetadataSource(Source):
                 raise UserError(f"{table}, line {number}: lacks file_name or {wanted} (it has: {', '.join(map(str, row))}).")
             said = row[column] if isinstance(row[column], list) else [row[column]]
             captions.setdefault(str(row["file_name"]), []).extend(c.strip() for c in said if isinstance(c, str) and c.strip())
-        self.samples = [(name, tuple(said)) for name, said in captions.items() if said]
-        pictures.check_first(self.samples[0][0] if self.samples else None, self.root, str(table))
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        name, captions = self.samples[index]
-        return Sample(name, pictures.read(name, self.root), captions)
+        self.samples = [(name, name, tuple(said)) for name, said in captions.items() if said]
+        self.check_first(str(table))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict]]:

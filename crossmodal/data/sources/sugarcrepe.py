@@ -7,30 +7,18 @@ https://arxiv.org/abs/2306.14610). A sample has both captions, the true one firs
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from crossmodal.batch import Sample
-from crossmodal.data.sources.base import Source
+from crossmodal.data.sources.base import Listed
 from crossmodal.errors import UserError
 
 
-class SugarCrepeSource(Source):
+class SugarCrepeSource(Listed):
     """The pictures stand in ``images``; without it, beside the file."""
 
     def __init__(self, path: str, *, images: str | None = None):
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise UserError(f"{path}: no such file.")
-        self.folder = Path(images).expanduser() if images else file.parent
+        file = self.list_at(path, images)
         try:
             entries = json.loads(file.read_text(encoding="utf-8"))
             self.samples = [(f"{key}/0", e["filename"], (e["caption"], e["negative_caption"])) for key, e in entries.items()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not SugarCrepe's layout (filename, caption, negative_caption by number): {error}") from error
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        key, name, captions = self.samples[index]
-        return Sample(key, (self.folder / name).read_bytes(), captions)

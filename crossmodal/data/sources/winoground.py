@@ -9,22 +9,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from crossmodal.batch import Sample
-from crossmodal.data.sources.base import Source
+from crossmodal.data.sources.base import Listed
 from crossmodal.errors import UserError
 
 KEYS = ("id", "image_0", "caption_0", "image_1", "caption_1")
 
 
-class WinogroundSource(Source):
+class WinogroundSource(Listed):
     """The pictures stand in ``images``; without it, beside the file, named as it names them (``.png`` where no ending is said)."""
 
     def __init__(self, path: str, *, images: str | None = None):
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise UserError(f"{path}: no such file.")
-        self.folder = Path(images).expanduser() if images else file.parent
-        self.samples: list[tuple[str, Path, str]] = []
+        file = self.list_at(path, images)
+        self.samples = []
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
                 continue
@@ -34,15 +30,5 @@ class WinogroundSource(Source):
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number}: not an instance ({', '.join(KEYS)}): {error}") from error
             for n in (0, 1):
-                self.samples.append((f"{said[0]}/{n}", self._file(said[1 + 2 * n]), said[2 + 2 * n]))
-
-    def _file(self, name: str) -> Path:
-        found = self.folder / name
-        return found if found.suffix else found.with_suffix(".png")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        key, file, caption = self.samples[index]
-        return Sample(key, file.read_bytes(), (caption,))
+                picture = said[1 + 2 * n]
+                self.samples.append((f"{said[0]}/{n}", picture if Path(picture).suffix else f"{picture}.png", (said[2 + 2 * n],)))

@@ -11,7 +11,9 @@ from torch import Tensor
 from crossmodal import intervals
 from crossmodal.data.sources.base import Source
 from crossmodal.embed import Embeddings
+from crossmodal.errors import UserError
 from crossmodal.model import Model
+from crossmodal.zeroshot.classifier import ZeroShotClassifier
 
 
 @dataclass
@@ -48,6 +50,14 @@ class Answer:
     prompts: list[list[str]] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
     pictures: int = 0
+
+
+def classifier(case: Case) -> ZeroShotClassifier:
+    """The benchmark's classes, or the data's own, as a classifier. Errors: ``UserError`` where neither names any."""
+    found = case.classes or case.source.classes
+    if not found:
+        raise UserError("this source has no classes (a folder for each class has; a tar of labels takes ?classes=names.txt).")
+    return ZeroShotClassifier(case.model, found, case.templates, case.descriptions)
 
 
 class Task:

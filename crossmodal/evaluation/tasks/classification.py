@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crossmodal import intervals, probe
 from crossmodal.embed import Embeddings
-from crossmodal.errors import UserError
+from crossmodal.evaluation.tasks import base
 from crossmodal.evaluation.tasks.base import Answer, Case, Task, shared
 from crossmodal.zeroshot import labels, metrics
 from crossmodal.zeroshot.classifier import ZeroShotClassifier
@@ -26,10 +26,7 @@ class Classification(Task):
 
     def answer(self, case: Case) -> Answer:
         """Errors: ``UserError`` for data without classes, or with a label that is none of them."""
-        classes = case.classes or case.source.classes
-        if not classes:
-            raise UserError("this source has no classes (a folder for each class has; a tar of labels takes ?classes=names.txt).")
-        classifier = ZeroShotClassifier(case.model, classes, case.templates, case.descriptions)
+        classes, classifier = case.classes or case.source.classes, base.classifier(case)
         pictures = case.pictures()
         number, matched = labels.match(case.source.classes if case.classes else None, classes, case.ids)
         if case.source.classes and not case.classes:

@@ -6,8 +6,8 @@ import torch
 
 from crossmodal import intervals
 from crossmodal.errors import UserError
+from crossmodal.evaluation.tasks import base
 from crossmodal.evaluation.tasks.base import Answer, Case, Task
-from crossmodal.zeroshot.classifier import ZeroShotClassifier
 from crossmodal.zeroshot.metrics import average_precision
 
 
@@ -18,10 +18,8 @@ class MultiLabel(Task):
     tracked = ("mean_average_precision",)
 
     def answer(self, case: Case) -> Answer:
-        classes = case.classes or case.source.classes
-        if not classes:
-            raise UserError("this source has no classes; name them in the benchmark (classes: …).")
-        classifier = ZeroShotClassifier(case.model, classes, case.templates, case.descriptions)
+        classifier = base.classifier(case)
+        classes = classifier.names
         pictures = case.pictures()
         truth = torch.zeros(len(pictures), len(classes), dtype=torch.long)
         for n, (key, label) in enumerate(zip(pictures.keys, pictures.labels, strict=True)):

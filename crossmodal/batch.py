@@ -20,7 +20,7 @@ class Sample:
     """One picture with what is said of it, as a source yields it."""
 
     key: str  # names the sample in reports: a path, a member of a tar, a code point
-    image: bytes  # the encoded file (JPEG, PNG, WebP …), not yet decoded
+    image: bytes | Tensor  # the encoded file (JPEG, PNG, WebP …), or its pixels, uint8 [3, H, W]
     captions: tuple[str, ...] = ()  # every caption of the picture
     label: int | tuple[int, ...] | None = None  # its class, where the source has classes; several where pictures show several
 

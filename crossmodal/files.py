@@ -44,11 +44,17 @@ def write_text(target: str | Path, text: str) -> None:
 
 def write_bytes(target: str | Path, data: bytes) -> None:
     """Write a file atomically."""
-    target = Path(target)
+    with whole_file(Path(target)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to; on leaving, the file stands at ``target`` complete, or nothing does."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         _sync(temporary)
         temporary.replace(target)
     finally:

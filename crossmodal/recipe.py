@@ -128,6 +128,11 @@ class DataPart(Part):
         description="For a frozen text tower: encode every caption once, before training, instead of in every step. "
         "Takes 4 bytes × the tower's width for each different caption.",
     )
+    cache_pictures: bool = Field(
+        False,
+        description="Decode every picture once, before training, into a temporary file in memory's reach; views are still drawn anew. "
+        "Takes 3 bytes a pixel.",
+    )
     max_broken: int = Field(100, ge=0, description="Pictures that may fail to decode before the run stops with their list.")
 
 

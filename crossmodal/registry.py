@@ -64,5 +64,6 @@ def find(kind: str, name: str, base: str) -> type:
 
 
 def options(cls: type) -> dict[str, inspect.Parameter]:
-    """The keyword options that a class's constructor takes (keyword-only parameters)."""
-    return {n: p for n, p in inspect.signature(cls.__init__).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    """The keyword options that a class's constructor takes, and its ``open`` where it has one (keyword-only parameters)."""
+    makers = [cls.__init__, *([cls.open] if hasattr(cls, "open") else [])]
+    return {n: p for maker in makers for n, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -7,6 +7,7 @@ wheel; both places are asked, the packaged copy first.
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from crossmodal.errors import UserError, nearest
@@ -18,6 +19,12 @@ def folder(name: str) -> Path:
     """The folder of packaged data called ``name`` ("recipes", "eval/benchmarks", "eval/templates")."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def cache() -> Path:
+    """What can be made anew at any time stands here: ``$CROSSMODAL_CACHE``, or ``crossmodal/`` in the user's cache folder."""
+    home = os.environ.get("CROSSMODAL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crossmodal"
+    return Path(home)
 
 
 def listed(name: str, ending: str = ".yaml") -> list[str]:

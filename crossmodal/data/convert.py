@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -37,16 +38,12 @@ def convert(source: Source, out: Path, shard: int = 10_000) -> tuple[int, list[t
         raise UserError(f"{out}: write a folder, for tar shards, or a file that ends in .parquet.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already and is not an empty folder; choose another.")
-    number = count = 0
-    group: list[tuple[Sample, str]] = []
-    for pair in samples:
-        group.append(pair)
-        if len(group) == shard:
-            files.write_bytes(out / f"{number:05d}.tar", _tar(group, count, names))
-            number, count, group = number + 1, count + len(group), []
-    if group:
-        files.write_bytes(out / f"{number:05d}.tar", _tar(group, count, names))
-    return count + len(group), broken
+    count, first = 0, next(samples, None)
+    while first:
+        with files.whole_file(out / f"{count // shard:05d}.tar") as temporary:
+            count += _tar(temporary, itertools.chain([first], itertools.islice(samples, shard - 1)), count, names)
+        first = next(samples, None)
+    return count, broken
 
 
 def _samples(source: Source, broken: list[tuple[str, str]]) -> Iterator[tuple[Sample, str]]:
@@ -71,11 +68,11 @@ def kind(data: bytes) -> str | None:
     return next((ending for beginning, ending in BEGINNINGS if data.startswith(beginning)), None)
 
 
-def _tar(group: list[tuple[Sample, str]], start: int, names: list[str]) -> bytes:
-    """One shard. Labels are classes' names, where these are told apart by them, since a tar has nowhere else to keep the names."""
-    named = len(set(names)) == len(names)
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
+def _tar(file: Path, group: Iterable[tuple[Sample, str]], start: int, names: list[str]) -> int:
+    """One shard; returns its samples. Labels are classes' names, where these are told apart by them, since a tar has nowhere else to keep
+    the names."""
+    named, place = len(set(names)) == len(names), start
+    with tarfile.open(file, "w") as tar:
         for place, (sample, ending) in enumerate(group, start):
             about = {"key": sample.key, "captions": list(sample.captions)}
             if sample.label is not None:
@@ -84,7 +81,7 @@ def _tar(group: list[tuple[Sample, str]], start: int, names: list[str]) -> bytes
                 member = tarfile.TarInfo(f"{place:09d}.{name}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    return out.getvalue()
+    return place + 1 - start
 
 
 def _parquet(samples: Iterator[tuple[Sample, str]], out: Path, names: list[str], group: int = 500) -> int:
@@ -94,34 +91,15 @@ def _parquet(samples: Iterator[tuple[Sample, str]], out: Path, names: list[str],
 
     if out.exists():
         raise UserError(f"{out}: exists already; choose another.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary, writer, rows, count = out.with_name(f".{out.name}.tmp"), None, [], 0
-    schema = None
-
-    def flush() -> None:
-        nonlocal writer, schema
-        if schema is None:
-            label = next((r["label"] for r in rows if r["label"] is not None), None)
-            one = ClassLabel(names=names) if names and len(set(names)) == len(names) else Value("int64")
-            features = {"image": Image(), "captions": List(Value("string")), "label": List(one) if isinstance(label, list) else one}
-            schema = Features(features).arrow_schema
-            writer = pyarrow.parquet.ParquetWriter(temporary, schema)
-        writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-        rows.clear()
-
-    try:
-        for sample, _ in samples:
-            label = list(sample.label) if isinstance(sample.label, tuple) else sample.label
-            rows.append({"image": {"bytes": sample.image, "path": sample.key}, "captions": list(sample.captions), "label": label})
-            count += 1
-            if len(rows) == group:
-                flush()
-        if rows:
-            flush()
-        if writer is None:
-            raise UserError("the source gives no sample that can be written.")
-        writer.close()
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    one = ClassLabel(names=names) if names and len(set(names)) == len(names) else Value("int64")
+    rows = ({"image": {"bytes": s.image, "path": s.key}, "captions": list(s.captions), "label": s.label} for s, _ in samples)
+    first, count = list(itertools.islice(rows, group)), 0
+    if not first:
+        raise UserError("the source gives no sample that can be written.")
+    several = any(isinstance(row["label"], tuple) for row in first)
+    schema = Features({"image": Image(), "captions": List(Value("string")), "label": List(one) if several else one}).arrow_schema
+    with files.whole_file(out) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+        while first:
+            writer.write_table(pyarrow.Table.from_pylist(first, schema=schema))
+            count, first = count + len(first), list(itertools.islice(rows, group))
     return count

@@ -8,10 +8,12 @@ processes makes its own contiguous share of the rows.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +22,7 @@ from tqdm import tqdm
 from crossmodal import distributed
 from crossmodal.batch import Batch, Sample, ViewSpec
 from crossmodal.chance import seed_of
+from crossmodal.data.decoded import Decoded
 from crossmodal.data.sources.base import Source
 from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_picture
 from crossmodal.errors import UserError
@@ -29,18 +32,42 @@ TRIES = 20  # replacements for a broken picture before giving up: a source where
 
 
 class Order:
-    """The endless sequence of sample indices: epoch after epoch, each shuffled by (seed, epoch)."""
+    """The endless sequence of sample indices: epoch after epoch, each shuffled by (seed, epoch).
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed = length, seed
+    Where samples lie in runs (``Source.runs``, shards that are fetched), an epoch is ``lanes`` sequences that take turns: the runs
+    are shuffled, cut into equal lanes, and samples are shuffled within their lane, no further than about a run's length. So a batch
+    mixes samples of many runs, few runs are open at a time, and neighbours in a lane may go to the same process.
+    """
+
+    LANES = 8
+
+    def __init__(self, length: int, seed: int, runs: np.ndarray | None = None):
+        self.length, self.seed, self.runs = length, seed, runs
+        self.lanes = 1 if self.runs is None else min(self.LANES, len(self.runs))
+        #: How long before its turn a sample is announced, in positions; 0: not at all.
+        self.ahead = 0 if self.runs is None else self.lanes * max(1, self.length // len(self.runs) // 2)
         self._epoch, self._permutation = -1, torch.empty(0)
 
     def __getitem__(self, position: int) -> int:
         epoch, within = divmod(position, self.length)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-            self._epoch, self._permutation = epoch, torch.randperm(self.length, generator=generator)
+            self._epoch, self._permutation = epoch, self._shuffled(generator)
         return int(self._permutation[within])
+
+    def _shuffled(self, chance: torch.Generator) -> Tensor:
+        """[N]: every index once."""
+        if self.runs is None:
+            return torch.randperm(self.length, generator=chance)
+        ends = torch.as_tensor(self.runs)
+        runs = torch.arange(self.length).tensor_split(ends[:-1])
+        sequence = torch.cat([runs[n] for n in torch.randperm(len(runs), generator=chance)])
+        mixed = torch.empty_like(sequence)
+        share = [len(range(lane, self.length, self.lanes)) for lane in range(self.lanes)]
+        for lane, part in enumerate(sequence.split(share)):
+            place = torch.arange(len(part)) + torch.rand(len(part), generator=chance, dtype=torch.float64) * self.length / len(runs)
+            mixed[lane :: self.lanes] = part[place.argsort()]
+        return mixed
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,7 @@ class Ticket:
     row: int  # in the global batch
     epoch: int
     index: int  # in the source
+    soon: int | None = None  # a sample that a later step will ask for
 
 
 @dataclass
@@ -68,8 +96,9 @@ class Row:
 class Steps:
     """The batch sampler: for each step from ``start`` on, this process's tickets."""
 
-    def __init__(self, order: Order, batch_size: int, start: int, stop: int):
-        self.order, self.batch_size, self.start, self.stop = order, batch_size, start, stop
+    def __init__(self, source: Source, seed: int, batch_size: int, start: int, stop: int):
+        self.order, self.later = (Order(len(source), seed, source.runs) for _ in range(2))  # the second may be an epoch ahead
+        self.batch_size, self.start, self.stop = batch_size, start, stop
         rows = batch_size // distributed.world_size()
         self.rows = range(distributed.rank() * rows, (distributed.rank() + 1) * rows)
 
@@ -78,8 +107,11 @@ class Steps:
             yield [self._ticket(step, row) for row in self.rows]
 
     def _ticket(self, step: int, row: int) -> Ticket:
-        position = step * self.batch_size + row
-        return Ticket(step, row, position // self.order.length, self.order[position])
+        # A process's rows, which stand together, are those of the same lanes, so that it reads few shards.
+        turns = math.gcd(self.batch_size, self.order.lanes)
+        position = step * self.batch_size + row % (self.batch_size // turns) * turns + row // (self.batch_size // turns)
+        soon = self.later[position + self.order.ahead] if self.order.ahead else None
+        return Ticket(step, row, position // self.order.length, self.order[position], soon)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -110,6 +142,8 @@ class TrainingPairs(Dataset):
 
     def varied(self, ticket: Ticket) -> tuple[Sample, dict[str, Tensor], tuple]:
         """(the ticket's sample or its replacement, its views, what was broken)."""
+        if ticket.soon is not None:
+            self.source.soon(ticket.soon)
         sample, picture, broken = self.whole(ticket.index)
         at = (self.seed, ticket.step, ticket.row)
         return sample, {name: view(picture, seed_of(*at, name)) for name, view in self.images.items()}, broken
@@ -117,6 +151,10 @@ class TrainingPairs(Dataset):
     def draw(self, captions: tuple[str, ...], ticket: Ticket) -> dict[str, str]:
         """A caption for each text view: all of a picture's take turns over the epochs, from a first one by chance."""
         return {n: captions[(seed_of(self.seed, ticket.index, n) + ticket.epoch) % len(captions)] for n in self.texts}
+
+    def decode_once(self, workers: int) -> None:
+        """Keep every picture decoded; see ``Decoded``."""
+        self.source = Decoded(self.source, self.at_least, workers)
 
     def whole(self, index: int) -> tuple[Sample, Tensor, tuple]:
         """The sample at ``index`` or, where its picture or text is broken, the next whole one, with the reasons."""
@@ -232,14 +270,14 @@ def check_batch(data: DataPart, length: int) -> None:
 
 def training_batches(
     pairs: TrainingPairs | FrozenPairs | KnownTexts,
-    length: int,
+    source: Source,
     data: DataPart,
     tokenize: Callable[[list[str]], Tensor],
     seed: int,
     start: int,
     stop: int,
 ) -> DataLoader:
-    """This process's batches for the steps ``start`` to ``stop``, over ``length`` samples."""
+    """This process's batches for the steps ``start`` to ``stop``, over a source's samples."""
 
     def collate(rows: list[Row]) -> Batch:
         stack = lambda field: {n: torch.stack([getattr(r, field)[n] for r in rows]) for n in getattr(rows[0], field)}
@@ -259,7 +297,7 @@ def training_batches(
     workers = 0 if isinstance(inner, FrozenPairs) else min(data.workers, stop - start)  # nothing is decoded any more
     return DataLoader(
         pairs,
-        batch_sampler=Steps(Order(length, seed), data.batch_size, start, stop),
+        batch_sampler=Steps(source, seed, data.batch_size, start, stop),
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=2 if workers else None,

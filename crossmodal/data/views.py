@@ -27,14 +27,16 @@ class BrokenPicture(Exception):
     """A picture that cannot be decoded; the message says why."""
 
 
-def load_picture(picture: Image.Image | str | Path | bytes, at_least: int | None = None) -> Tensor:
-    """A PIL picture, a path or an encoded file's bytes → uint8 [3, H, W], RGB.
+def load_picture(picture: Image.Image | Tensor | str | Path | bytes, at_least: int | None = None) -> Tensor:
+    """A PIL picture, a path or an encoded file's bytes → uint8 [3, H, W], RGB. What is decoded already stays as it is.
 
     Transparency is composited on white, EXIF rotation applied. A JPEG of which ``at_least`` pixels a side are
     enough is decoded at ½, ¼ or ⅛ of its size, which JPEG's own transform gives nearly for nothing.
     Errors: ``BrokenPicture`` for what is no picture, is cut short or unpacks to over ``MAX_PIXELS``.
     """
     try:
+        if isinstance(picture, Tensor):
+            return picture
         if isinstance(picture, Image.Image):
             return _from_pil(picture)
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save
 
-from crossmodal import distributed, embed, files, probe
+from crossmodal import distributed, embed, files, probe, resources
 from crossmodal.data.sources.base import Source
 from crossmodal.data.views import EvalView
 from crossmodal.embed import Embeddings
@@ -19,9 +18,8 @@ OVERWRITE = ("never", "missing", "always")
 
 
 def default_root() -> Path:
-    """``$CROSSMODAL_CACHE``, or ``crossmodal/`` in the user's cache folder, and there ``embeddings``."""
-    home = os.environ.get("CROSSMODAL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crossmodal"
-    return Path(home) / "embeddings"
+    """The folder ``embeddings`` in the program's cache."""
+    return resources.cache() / "embeddings"
 
 
 class Store:

@@ -25,7 +25,7 @@ from crossmodal.training import checkpoint
 #: What a resumed run may change: nothing that its weights depend on.
 FREE = {
     "out": True,
-    "data": {"workers", "val", "max_broken"},
+    "data": {"workers", "cache_pictures", "val", "max_broken"},
     "train": {"checkpoint_every", "keep_last", "keep_best", "trackers"},
     "eval": True,
 }

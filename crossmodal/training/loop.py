@@ -70,13 +70,15 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     broken = folder.Broken(out, recipe.data.max_broken)
     began = time.monotonic()  # encoding with a frozen tower is part of training
     pairs = TrainingPairs(source, plain.views, recipe.data, plain.model.image.resize, recipe.seed)
+    if recipe.data.cache_pictures:
+        pairs.decode_once(recipe.data.workers)
     if recipe.data.cache_views:
         pairs = _frozen(pairs, plain, recipe, accelerator)
         broken.add(pairs.broken)
     if recipe.data.cache_texts:
         pairs = _known_texts(pairs, source, plain, accelerator)
     tokenize = plain.model.text.tokenize
-    micro = _micro_batch(recipe, plain, pairs, len(source), out, accelerator)
+    micro = _micro_batch(recipe, plain, pairs, source, out, accelerator)
     if recipe.train.compile:
         plain.model.compile_blocks()
     wrapped = sharding.shard(plain, accelerator) if recipe.train.shard else accelerator.prepare(plain)
@@ -84,17 +86,24 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     torch.manual_seed(seed_of(recipe.seed, "process", distributed.rank()))  # dropout differs between processes
     state = checkpoint.restore(done, plain, optimizer.optimizer) if done else {"step": 0, "seconds": 0.0}
     step = state["step"]
+    if state.get("samples", len(source)) != len(source):
+        raise UserError(
+            f"{recipe.data.train}: has {len(source):,} samples, but {out} began with {state['samples']:,}, so their order is another; "
+            "resume with the same data, or choose another out."
+        )
     log = folder.Log(out, recipe, accelerator, step)
     health = Health(plain, recipe.data.batch_size)
     began -= state["seconds"]
-    batches = training_batches(pairs, len(source), recipe.data, tokenize, recipe.seed, step, recipe.train.steps)
+    batches = training_batches(pairs, source, recipe.data, tokenize, recipe.seed, step, recipe.train.steps)
 
     def is_due(every: int) -> bool:
         return bool(every) and step % every == 0 and 0 < step < recipe.train.steps
 
     def save(now: float) -> Path:
         plain.model.training_record = {"steps": step, "seconds": round(now - began, 1)}
-        return checkpoint.save(out, step, plain, optimizer.optimizer, {"seconds": now - began}, recipe.train.keep_last)
+        return checkpoint.save(
+            out, step, plain, optimizer.optimizer, {"seconds": now - began, "samples": len(source)}, recipe.train.keep_last
+        )
 
     def evaluated() -> None:
         plain.eval()
@@ -162,7 +171,7 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     return out
 
 
-def _micro_batch(recipe: Recipe, plain: task.Task, pairs: Dataset, length: int, out: Path, accelerator: Accelerator) -> int:
+def _micro_batch(recipe: Recipe, plain: task.Task, pairs: Dataset, source: Source, out: Path, accelerator: Accelerator) -> int:
     """What ``data.micro_batch`` says; what "auto" has found is kept in the run folder, so that a resumed run computes the same."""
     file = out / "micro_batch.json"
     if recipe.data.micro_batch == "auto" and file.is_file():
@@ -170,7 +179,7 @@ def _micro_batch(recipe: Recipe, plain: task.Task, pairs: Dataset, length: int, 
 
     def sample(size: int) -> Batch:
         data = recipe.data.model_copy(update={"batch_size": size * distributed.world_size(), "workers": 0})
-        return next(iter(training_batches(pairs, length, data, plain.model.text.tokenize, recipe.seed, 0, 1)))
+        return next(iter(training_batches(pairs, source, data, plain.model.text.tokenize, recipe.seed, 0, 1)))
 
     local = recipe.data.batch_size // distributed.world_size()
     found = micro_batch.choose(recipe.data.micro_batch, plain, sample, local, accelerator)

@@ -59,7 +59,7 @@ def ours(folder: Path, how: str, pictures: int) -> dict:
     data = DataPart(batch_size=100, workers=0, augment=Augment(crop=CROP))
     pairs = TrainingPairs(source, {"image": ViewSpec("image"), "text": ViewSpec("text")}, data, "shortest", 0)
     tokenize = lambda texts: torch.zeros(len(texts), 1)  # no text: pictures are what is compared
-    return rate(iter(training_batches(pairs, len(source), data, tokenize, 0, 0, pictures // 100)), lambda batch: len(batch))
+    return rate(iter(training_batches(pairs, source, data, tokenize, 0, 0, pictures // 100)), lambda batch: len(batch))
 
 
 def theirs(folder: Path, how: str, pictures: int) -> dict:

@@ -87,7 +87,7 @@ def measure(spec: str, workers: int, epoch: float) -> dict:
     steps = max(2, int(epoch * len(source) / 256))
     memory, first = [], 0.0
     tokenize = lambda texts: torch.zeros(len(texts), 8, dtype=torch.long)
-    for step, batch in enumerate(training_batches(pairs, len(source), data, tokenize, 0, 0, steps)):
+    for step, batch in enumerate(training_batches(pairs, source, data, tokenize, 0, 0, steps)):
         assert len(batch.rows) == 256
         first = first or time.perf_counter() - begun
         if step % max(1, steps // 10) == 0:

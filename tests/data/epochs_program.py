@@ -22,6 +22,6 @@ if __name__ == "__main__":
     data = DataPart(train=spec, image_size=16, batch_size=int(batch), workers=int(workers))
     pairs = TrainingPairs(source, {"image": ViewSpec("image"), "text": ViewSpec("text")}, data, "shortest", 0)
     count = lambda texts: torch.tensor([[len(t)] for t in texts])
-    seen = [b.keys for b in sentences(training_batches(pairs, len(source), data, count, 0, int(start), int(stop)))]
+    seen = [b.keys for b in sentences(training_batches(pairs, source, data, count, 0, int(start), int(stop)))]
     Path(f"{out}-{distributed.rank()}.json").write_text(json.dumps(seen))
     distributed.barrier()

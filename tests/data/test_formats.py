@@ -244,7 +244,7 @@ def test_hostile_pictures_train_with_their_own_captions(hostile, tiny, tmp_path)
     pairs = TrainingPairs(source, {"image": ViewSpec("image"), "text": ViewSpec("text")}, data, "shortest", 0)
     said = []
     tokenize = lambda texts: (said.append(texts), torch.zeros(len(texts), 4, dtype=torch.long))[1]
-    for batch in training_batches(pairs, len(source), data, tokenize, 0, 0, 3):
+    for batch in training_batches(pairs, source, data, tokenize, 0, 0, 3):
         for key, text in zip(batch.keys, said[-1], strict=True):
             assert text == f"caption of {key}" or key.startswith(("plain0", "plain1")), (key, text)
         assert all(

@@ -1,6 +1,7 @@
 """Order and randomness depend on seed and step alone; broken pictures are replaced and reported."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 def batches(source, *, batch_size=10, workers=0, start=0, stop=10, seed=0, **data):
     part = DataPart(image_size=16, batch_size=batch_size, workers=workers, augment=Augment(crop=(0.5, 1.0)), **data)
     pairs = TrainingPairs(source, VIEWS, part, "shortest", seed)
-    return list(sentences(training_batches(pairs, len(source), part, tokenize, seed, start, stop)))
+    return list(sentences(training_batches(pairs, source, part, tokenize, seed, start, stop)))
 
 
 def test_every_sample_once_an_epoch_in_another_order():
@@ -48,6 +49,30 @@ def test_resuming_and_workers_change_nothing(pairs):
             assert torch.equal(a.texts["text"], b.texts["text"])
             assert torch.equal(a.index, b.index)
     assert not torch.equal(whole[0].index, batches(source, seed=1)[0].index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_decoded_once_are_the_same_pictures(pairs, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    members = {f"{n}.jpg": encoded(shape("red", "circle", n).resize((90 + 9 * n, 70)), "JPEG") for n in range(20)}
+    members |= {f"{n}.txt": f"number {n}".encode() for n in range(20)} | {"3.jpg": b"no picture", "5.txt": b""}
+    source = open_source(str(write_tar(tmp_path / "some.tar", members)))
+    part = DataPart(image_size=16, batch_size=6, workers=workers, augment=Augment(crop=(0.5, 1.0)))
+    drawn = []
+    for once in (False, True):
+        pairs = TrainingPairs(source, VIEWS, part, "shortest", 0)
+        if once:
+            pairs.decode_once(workers)
+            assert isinstance(pairs.source[0].image, torch.Tensor) and pairs.source[3].image == b"no picture"
+        drawn.append(list(sentences(training_batches(pairs, source, part, tokenize, 0, 0, 6))))
+    for a, b in zip(*drawn, strict=True):
+        assert torch.equal(a.images["image"], b.images["image"]) and a.keys == b.keys and a.broken == b.broken
+        assert torch.equal(a.texts["text"], b.texts["text"])
+    assert [f.name for f in tmp_path.iterdir()] == ["some.tar"], "the file goes when it is mapped"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr("crossmodal.data.decoded.SOME", 4)
+    with pytest.raises(UserError, match=r"need about 0.0 GiB more in .*, which has 0.0 free; set TMPDIR to a larger disk"):
+        TrainingPairs(source, VIEWS, part, "shortest", 0).decode_once(0)
 
 
 def test_captions_vary_over_epochs(pairs):

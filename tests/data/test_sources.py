@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from crossmodal.data.paths import braces
 from crossmodal.data.sources import open_source
-from crossmodal.data.sources.webdataset import braces
 from crossmodal.errors import UserError
 from tests.conftest import COLOURS, SHAPES, encoded, needs_shared, shape, write_tar
 

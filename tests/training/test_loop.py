@@ -66,6 +66,17 @@ def test_resuming_ends_with_the_same_weights(tiny, tmp_path):
     assert keep(metrics(whole)) == keep(metrics(broken))
 
 
+def test_resuming_with_more_data_is_refused(tiny, pairs, tmp_path):
+    table = tmp_path / "t.csv"
+    rows = pairs.read_text().replace("\n", f"\n{pairs.parent}/").removesuffix(f"{pairs.parent}/").splitlines(keepends=True)
+    table.write_text("".join(rows[:-2]))
+    said = recipe.read(tiny, ["train.steps=2", "optim.warmup=0", f"data.train={table}", f"out={tmp_path / 'run'}"])
+    fit(said)
+    table.write_text("".join(rows))
+    with pytest.raises(UserError, match=r"has 48 samples, but .* began with 47"):
+        fit(said, resume=True)
+
+
 def test_dropout_is_resumed_too(tiny, tmp_path):
     tiny.write_text(tiny.read_text().replace("kwargs: {depth: 1}", "kwargs: {depth: 1, drop_path_rate: 0.5, proj_drop_rate: 0.3}"))
     common = ["train.steps=4", "train.checkpoint_every=2"]

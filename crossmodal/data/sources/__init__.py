@@ -29,7 +29,7 @@ def open_source(spec: str) -> Source:
         path = spec
         endings = registry.declared(KIND, "ENDINGS")
         file = Path(spec.partition("?")[0]).expanduser()
-        name = endings.get(file.suffix.lower()) if not file.is_dir() else _folder(file)
+        name = _folder(file) if file.is_dir() else endings.get(Path(file.name.rstrip("}")).suffix.lower())
         if name is None:
             raise UserError(f"{spec}: no such folder, and its ending says no format; write FORMAT:PATH ({', '.join(sorted(formats))}).")
     path, _, query = path.partition("?")
@@ -42,7 +42,7 @@ def open_source(spec: str) -> Source:
     for key in options:
         if key not in known:
             raise UserError(f"{spec}: the format {name!r} has no option {key!r}; {nearest(key, [*known, 'limit'])}")
-    source = cls(path, **options)
+    source = cls.open(path, **options)
     if len(source) == 0:
         raise UserError(f"{spec}: holds no samples.")
     return First(source, int(limit)) if limit else source

@@ -6,10 +6,19 @@ a question mark: ``csv:pairs.csv?image=file&caption=text``.
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from crossmodal import distributed, files
 from crossmodal.batch import Sample
-from crossmodal.data import pictures
+from crossmodal.data import pictures, remote
+from crossmodal.data.paths import pass_over
 from crossmodal.errors import UserError
 
 
@@ -20,6 +29,17 @@ class Source:
     classes: list[tuple[str, ...]] | None = None
     #: Class prompts that the data set brings along, or None.
     templates: list[str] | None = None
+    #: Where reading at random is dear: the ends of the runs of samples that lie together, [R]. Training then shuffles the runs,
+    #: and samples among near ones. None: any sample is as near as any other.
+    runs: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, path: str, **options: str) -> Source:
+        """The source that a path and its options mean: this class, or another that serves them better."""
+        return cls(path, **options)
+
+    def soon(self, index: int) -> None:
+        """Told of a sample a while before it is asked for."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -61,12 +81,95 @@ class Listed(Source):
         return Sample(key, pictures.read(picture, self.root), captions)
 
 
+class Shards(Source):
+    """One source in many files that stand elsewhere; each is fetched when its turn comes, and stays while there is room.
+
+    Args:
+        who: names the source in messages.
+        addresses: the files, in their order.
+        opens: a fetched file → its samples.
+        count: how many samples an address holds, by what stands beside it; None where only reading it tells. It is then fetched
+            once for that, and the number kept.
+    """
+
+    OPEN = 64  # shards that a process has open at once
+
+    def __init__(self, who: str, addresses: list[str], opens: Callable[[Path], Source], count: Callable[[str], int | None]):
+        self.kept, self.opens, self._count = remote.Kept(), opens, count
+        self._open: dict[tuple[int, int], Source] = {}  # (process, shard): files are not shared over a fork
+        self.shards, counts, missing = [], [], []
+        quiet = not (distributed.is_main() and sys.stderr.isatty())
+        for address in tqdm(addresses, unit="shard", desc="count samples", disable=quiet, leave=False):
+            try:
+                counts.append(self._held(address))
+                self.shards.append(address)
+            except FileNotFoundError:
+                missing.append(address)
+            except OSError as error:
+                raise UserError(f"{error}.") from error
+        pass_over(who, missing, bool(self.shards))
+        self.runs = np.cumsum(counts, dtype=np.int64)
+
+    def _held(self, address: str) -> int:
+        note = self.kept.note(address)
+        if note.is_file():
+            return files.read_json(note)["samples"]
+        held = self._count(address)
+        held = len(self.opens(self._file(address))) if held is None else held
+        files.write_json(note, {"address": address, "samples": held})
+        return held
+
+    def _file(self, address: str) -> Path:
+        return self.kept.path(address) if remote.is_remote(address) else Path(address)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(a sample's shard, its index there)."""
+        number = int(np.searchsorted(self.runs, index, side="right"))
+        return number, index - (int(self.runs[number - 1]) if number else 0)
+
+    def soon(self, index: int) -> None:
+        address = self.shards[self._place(index)[0]]
+        if remote.is_remote(address):
+            self.kept.ahead(address)
+
+    def __len__(self) -> int:
+        return int(self.runs[-1]) if len(self.runs) else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        number, within = self._place(index)
+        address, at = self.shards[number], (os.getpid(), number)
+        for again in (True, False):
+            try:
+                if at not in self._open:
+                    if len(self._open) >= self.OPEN:
+                        del self._open[next(iter(self._open))]
+                    self._open[at] = self.opens(self._file(address))
+                shard = self._open[at]
+                if within >= len(shard):
+                    raise OSError(f"{address}: holds {len(shard):,} samples, where {within + 1:,} or more were expected")
+                sample = shard[within]
+                break
+            except FileNotFoundError:  # another process has just made room
+                self._open.pop(at, None)
+                if not again:
+                    raise
+            except UserError as error:
+                raise OSError(str(error)) from error  # this shard's samples are broken; the others are not
+        key = f"{Path(address).stem}/{sample.key}" if sample.key == str(within) else sample.key
+        # A shard's own numbering of classes is no other's: it counts where it is the whole source's.
+        return replace(sample, key=key, label=None if shard.classes and shard.classes != self.classes else sample.label)
+
+
 class First(Source):
     """The first ``limit`` samples of another source."""
 
     def __init__(self, source: Source, limit: int):
         self.source, self.limit = source, limit
         self.classes, self.templates = source.classes, source.templates
+        self.runs = None if source.runs is None else np.unique(np.minimum(source.runs, limit))
+
+    def soon(self, index: int) -> None:
+        self.source.soon(index)
 
     def __len__(self) -> int:
         return min(self.limit, len(self.source))

@@ -1,5 +1,6 @@
 """Data sets of the datasets library: ``hf:ID`` from a hub, ``hf:FOLDER`` as ``save_to_disk`` wrote it.
 
+``hf:ID?streaming=true`` downloads none of it first: its parquet or tar files are fetched one by one as their turn comes.
 Options: ``split``, ``name`` (the configuration), and the columns ``image``, ``caption`` and ``label``. A picture is the library's Image
 (bytes or a path), bytes, a path or an http address; a caption is a text or a list of texts. Rows stay on the disk, mapped into memory.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from crossmodal import registry
 from crossmodal.batch import Sample
 from crossmodal.data import pictures
 from crossmodal.data.sources.base import Source
@@ -51,6 +53,12 @@ class HubSource(Source):
             found = found[split] if split in found else next(iter(found.values()))
         self._take(found, path, image, caption, label)
 
+    @classmethod
+    def open(cls, path: str, *, streaming: str = "false", **options: str) -> Source:
+        if streaming.lower() not in ("false", "true"):
+            raise UserError(f"hf:{path}: streaming is {streaming!r}; say true or false.")
+        return _stream(path, **options) if streaming.lower() == "true" else cls(path, **options)
+
     def _take(self, dataset, path: str, image: str | None, caption: str | None, label: str) -> None:
         from datasets import Image
 
@@ -86,6 +94,27 @@ class HubSource(Source):
             tuple(captions),
             tuple(label) if isinstance(label, list) else label,
         )
+
+
+def _stream(path: str, split: str | None = None, name: str | None = None, **options: str) -> Source:
+    """The files behind a data set, by the format that they are in."""
+    from datasets import load_dataset_builder
+
+    try:
+        files = load_dataset_builder(path, name).config.data_files or {}
+    except Exception as error:  # the library raises what its file formats and the network raise
+        raise UserError(f"hf:{path}: cannot be opened: {str(error).splitlines()[0]}") from error
+    split = split or ("train" if "train" in files else next(iter(files), None))
+    if split not in files:
+        raise UserError(f"hf:{path}: has no split {split!r} (its splits: {', '.join(map(str, files)) or 'none'}).")
+    ending = Path(files[split][0]).suffix.lower()
+    known = registry.declared("data.sources", "ENDINGS")
+    source = registry.find("data.sources", known[ending], "Source") if ending in known else None
+    if not hasattr(source, "in_turn"):
+        raise UserError(
+            f"hf:{path}: its files end in {ending or 'nothing'}, and only parquet and tar can be streamed; leave streaming out."
+        )
+    return source.in_turn(path, list(files[split]), **options)
 
 
 def quiet_without_a_terminal() -> None:

@@ -9,6 +9,8 @@ import bisect
 import itertools
 import re
 
+import numpy as np
+
 from crossmodal.batch import Sample
 from crossmodal.data.sources.base import Source
 from crossmodal.errors import UserError
@@ -36,6 +38,22 @@ class MixSource(Source):
         self.ends = list(itertools.accumulate(count for _, count in self.parts))
         classes = [source.classes for source, _ in self.parts]
         self.classes = classes[0] if all(c == classes[0] for c in classes) else None
+        self.runs = self._runs()
+
+    def _runs(self) -> np.ndarray | None:
+        """Where a part has runs: all parts', those of the others cut to the same length, so that the parts mix."""
+        given = [source.runs for source, _ in self.parts if source.runs is not None]
+        if not given:
+            return None
+        usual = max(1, int(np.mean(np.concatenate([np.diff(runs, prepend=0) for runs in given]))))
+        ends = []
+        for (source, count), stop in zip(self.parts, self.ends, strict=True):
+            length = len(source)
+            runs = np.arange(usual, length + usual, usual).clip(max=length) if source.runs is None else source.runs
+            rounds = max(1, -(-count // length))
+            whole = np.concatenate([runs + turn * length for turn in range(rounds)])
+            ends.append(stop - count + (np.minimum(whole, count) if count >= length else -(-whole * count // length)))
+        return np.unique(np.concatenate(ends))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -46,6 +64,10 @@ class MixSource(Source):
         source, count = self.parts[number]
         within = index - (self.ends[number] - count)
         return source, within % len(source) if count >= len(source) else within * len(source) // count
+
+    def soon(self, index: int) -> None:
+        source, within = self._place(index)
+        source.soon(within)
 
     def __getitem__(self, index: int) -> Sample:
         source, within = self._place(index)

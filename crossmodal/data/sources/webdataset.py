@@ -3,22 +3,24 @@
 Members ``KEY.jpg`` (or jpeg, png, webp, gif, bmp, tif, tiff) with ``KEY.txt`` (a caption), ``KEY.cls`` (a class's number) or ``KEY.json``
 (``caption``; ``captions``, a list; ``label``, a number or a word, or a list of numbers).
 Each tar is indexed once (key, offset, length) and then read at random, so that shuffling is global and a run resumes where it was.
+Tars at addresses (``wds:https://host/{00000..00099}.tar``, ``s3://``, ``hf://`` …) are fetched one by one as their turn comes.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import re
 from array import array
+from functools import cache
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
 from crossmodal.batch import Sample
-from crossmodal.data import tars
-from crossmodal.data.sources.base import Source
+from crossmodal.data import remote, tars
+from crossmodal.data.paths import expanded, local
+from crossmodal.data.sources.base import Shards, Source
 from crossmodal.data.strings import Strings
 from crossmodal.errors import UserError
 
@@ -29,43 +31,31 @@ TEXTS = ("json", "txt", "cls", "npy")
 KINDS = {extension: number for number, extension in enumerate(PICTURES + TEXTS)}
 
 
-def braces(spec: str) -> list[str]:
-    """``a/{00..02}.tar`` → its paths; ``{x,y}`` alternatives too. A spec without braces is itself."""
-    parts = []
-    for piece in re.split(r"(\{[^{}]*\})", spec):
-        if not piece.startswith("{"):
-            parts.append([piece])
-        elif span := re.fullmatch(r"\{(\d+)\.\.(\d+)\}", piece):
-            low, high = span.groups()
-            parts.append([str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)])
-        else:
-            parts.append(piece[1:-1].split(","))
-    return ["".join(p) for p in itertools.product(*parts)]
-
-
 class TarSource(Source):
     """Picture–text pairs in local tar files. Labels that are words name the classes; for labels that are numbers,
     ``classes`` is a text file of class names, one a line, in their order."""
 
     def __init__(self, path: str, *, classes: str | None = None):
-        self.shards = [Path(p).expanduser() for p in braces(path)]
-        missing = [str(s) for s in self.shards if not s.is_file()]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(f"{missing[0]}{more}: no such file.")
+        self.shards = local(path)
         self._index()
-        self._open: dict[tuple[int, int], int] = {}  # (process, shard) → file descriptor: never shared over a fork
+        self._open: dict[tuple[int, int], FileIO] = {}  # (process, shard): a file is never shared over a fork
         if not len(self.keys):
             raise UserError(f"{path}: holds no picture with its text (KEY.jpg or .png or .webp beside KEY.txt or .json).")
-        if classes:
-            file = Path(classes).expanduser()
-            if not file.is_file():
-                raise UserError(f"{classes}: no such file of class names.")
-            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        else:
-            names = self._label_names()
+        names = _names(classes) if classes else self._label_names()
         self.numbers = {name: number for number, name in enumerate(names)}
-        self.classes = [(name.replace("_", " "),) for name in names] or None
+        self.classes = shown(names)
+
+    @classmethod
+    def open(cls, path: str, **options: str) -> Source:
+        addresses = expanded(path)
+        return cls.in_turn(path, addresses, **options) if any(map(remote.is_remote, addresses)) else cls(path, **options)
+
+    @classmethod
+    def in_turn(cls, who: str, addresses: list[str], **options: str) -> Shards:
+        """Tars that are fetched as their turn comes. Errors: ``UserError``."""
+        source = Shards(who, addresses, lambda file: cls(str(file), **options), promised)
+        source.classes = shown(_names(options["classes"])) if "classes" in options else None
+        return source
 
     def _label_names(self) -> list[str]:
         """Where labels are words, they are the classes: every one that occurs, sorted."""
@@ -136,5 +126,35 @@ class TarSource(Source):
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         at = (os.getpid(), shard)
         if at not in self._open:
-            self._open[at] = os.open(self.shards[shard], os.O_RDONLY)
-        return os.pread(self._open[at], size, offset)
+            self._open[at] = self.shards[shard].open("rb", buffering=0)
+        return os.pread(self._open[at].fileno(), size, offset)
+
+
+def shown(names: list[str]) -> list[tuple[str, ...]] | None:
+    """Classes as people read them."""
+    return [(name.replace("_", " "),) for name in names] or None
+
+
+def _names(classes: str) -> list[str]:
+    file = Path(classes).expanduser()
+    if not file.is_file():
+        raise UserError(f"{classes}: no such file of class names.")
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def promised(address: str) -> int | None:
+    """How many samples a shard holds, by what writers leave beside it: img2dataset's ``00000_stats.json``, or ``sizes.json``."""
+    folder, _, name = address.rpartition("/")
+    try:
+        return int(json.loads(_beside(f"{folder}/{name.partition('.')[0]}_stats.json"))["successes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        return int(json.loads(_beside(f"{folder}/sizes.json"))[name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@cache
+def _beside(address: str) -> bytes:
+    return remote.read(address, 100_000_000)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -42,17 +44,35 @@ def thumbnail(source: Source, row: int, side: int = 160) -> Image.Image:
 
 def grid(title: str, pictures: list[tuple[Image.Image, str]], columns: int = 5, side: int = 160) -> Image.Image:
     """Thumbnails with a line of text each, under a title, as one picture."""
-    font, small = ImageFont.load_default(20), ImageFont.load_default(13)
     gap, line = 12, 22
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, 44 + rows * (side + line + gap)), "white")
     draw = ImageDraw.Draw(sheet)
+    font = _font(title, 20)
     draw.text((gap, 10), _fit(draw, title, font, sheet.width - 2 * gap), "black", font)
     for number, (picture, text) in enumerate(pictures):
         x, y = gap + number % columns * (side + gap), 44 + number // columns * (side + line + gap)
         sheet.paste(picture.resize((side, side)) if picture.size != (side, side) else picture, (x, y))
+        small = _font(text, 13)
         draw.text((x, y + side + 3), _fit(draw, text, small, side), "dimgrey", small)
     return sheet
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, or for other scripts one that the system's fontconfig finds, where there is any."""
+    strange = "".join(sorted({c for c in text if ord(c) > 0xFF}))
+    found = _font_file(strange) if strange else None
+    return ImageFont.truetype(found, size) if found else ImageFont.load_default(size)
+
+
+@cache
+def _font_file(characters: str) -> str | None:
+    wanted = ":charset=" + " ".join(f"{ord(c):x}" for c in characters)
+    try:
+        said = subprocess.run(["fc-match", "-f", "%{file}", wanted], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said if said.lower().endswith((".ttf", ".otf", ".ttc")) and Path(said).is_file() else None
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

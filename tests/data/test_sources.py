@@ -54,6 +54,16 @@ def test_tar_with_text_json_and_label(tar_file, tmp_path):
     assert labelled[0].captions == ("second",)
 
 
+def test_captions_under_a_key_of_their_own(tmp_path):
+    said = [{"alt": "one", "i18n": {"ja": "一", "fr": ["un", "une"]}}, {"i18n.ja": "二", "caption": "two"}, {"i18n": "none"}]
+    members = {f"{n}.png": encoded(shape("red", "square")) for n in range(3)} | {"0.txt": b"text"}
+    tar = write_tar(tmp_path / "keys.tar", members | {f"{n}.json": json.dumps(about).encode() for n, about in enumerate(said)})
+    captions = lambda key: [open_source(f"wds:{tar}?caption={key}")[n].captions for n in range(3)]
+    assert captions("alt") == [("one",), (), ()]
+    assert captions("i18n.ja") == [("一",), ("二",), ()]
+    assert captions("i18n.fr") == [("un", "une"), (), ()]
+
+
 def test_labels_that_are_words_are_the_classes(tmp_path):
     members = {f"{n}.png": encoded(shape("red", "square")) for n in range(4)}
     members |= {f"{n}.json": json.dumps({"label": word}).encode() for n, word in enumerate(["pine_tree", "apple", "apple", "fox"])}

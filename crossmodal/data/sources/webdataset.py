@@ -33,10 +33,11 @@ KINDS = {extension: number for number, extension in enumerate(PICTURES + TEXTS)}
 
 class TarSource(Source):
     """Picture–text pairs in local tar files. Labels that are words name the classes; for labels that are numbers,
-    ``classes`` is a text file of class names, one a line, in their order."""
+    ``classes`` is a text file of class names, one a line, in their order. ``caption`` is where captions stand in a sample's
+    JSON, a text or a list: ``?caption=alt``, ``?caption=translations.ja``; samples that have nothing there have no caption."""
 
-    def __init__(self, path: str, *, classes: str | None = None):
-        self.shards = local(path)
+    def __init__(self, path: str, *, classes: str | None = None, caption: str | None = None):
+        self.shards, self.caption = local(path), caption
         self._index()
         self._open: dict[tuple[int, int], FileIO] = {}  # (process, shard): a file is never shared over a fork
         if not len(self.keys):
@@ -102,11 +103,12 @@ class TarSource(Source):
         key, (shard, members) = self.keys[index], self._members(index)
         image = next(self._read(shard, *members[e]) for e in PICTURES if e in members)
         about = self._about(index)
-        several = about.get("captions") if isinstance(about.get("captions"), list) else [about.get("caption")]
+        said = _at(about, self.caption) if self.caption else about.get("captions") or about.get("caption")
+        several = said if isinstance(said, list) else [said]
         captions = [c.strip() for c in several if isinstance(c, str) and c.strip()]
         label = about.get("label")
         label = self.numbers.get(label) if isinstance(label, str) else tuple(label) if isinstance(label, list) else label
-        if "txt" in members and not captions:
+        if "txt" in members and not captions and not self.caption:
             captions = [self._read(shard, *members["txt"]).decode("utf-8", errors="replace").strip()]
         if "cls" in members and label is None:
             label = int(self._read(shard, *members["cls"]))
@@ -128,6 +130,15 @@ class TarSource(Source):
         if at not in self._open:
             self._open[at] = self.shards[shard].open("rb", buffering=0)
         return os.pread(self._open[at].fileno(), size, offset)
+
+
+def _at(about: dict, place: str) -> object:
+    """What stands in nested mappings at ``a.b.c``; a key that holds points itself is found too. None where nothing does."""
+    if place in about or "." not in place:
+        return about.get(place)
+    head, _, rest = place.partition(".")
+    inside = about.get(head)
+    return _at(inside, rest) if isinstance(inside, dict) else None
 
 
 def shown(names: list[str]) -> list[tuple[str, ...]] | None:

@@ -121,6 +121,7 @@ class Model(nn.Module):
                 raise UserError(f"model.{half}: the tower cannot give {name!r}; {nearest(name, known)}")
             if not fields[half] - {"id"}:
                 tower.requires_grad_(False)
+            tower.require(fields[half])
             if "embed" not in fields[half]:
                 getattr(self, f"{half}_projection").requires_grad_(False)
         if "decoder" in needs and self.decoder is None:

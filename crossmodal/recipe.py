@@ -42,6 +42,12 @@ class TowerPart(Part):
         False, description="Compute each block's activations again in the backward pass: less memory, a third more work."
     )
     lr_scale: float = Field(1.0, ge=0, description="This tower's learning rate, as a multiple of optim.lr.")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="The learning rate falls by this factor with each block, from the output to the input (BEiT: 0.65 to 0.75).",
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments for the library's own constructor.")
 
 
@@ -50,6 +56,9 @@ class ImagePart(TowerPart):
     std: tuple[float, float, float] | None = Field(None, description="Per channel, on a 0–1 scale; null: the tower's own.")
     resize: Literal["shortest", "squash", "pad"] | None = Field(
         None, description="How a picture becomes square when it is not augmented: crop the middle, squash, or pad with white."
+    )
+    patch_dropout: float = Field(
+        0.0, ge=0, lt=1, description="FLIP: the share of patches that a plain ViT leaves out in training, by chance, in each picture."
     )
     norm_stats: Literal["frozen", "live", "synced"] | None = Field(
         None,

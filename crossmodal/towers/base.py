@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from crossmodal import attention, chance, resources, synced_norm
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import ImagePart, TextPart
 
 
@@ -30,6 +31,7 @@ class Tower(nn.Module):
     fields: tuple[str, ...] = ("pooled",)  # what ``forward`` can give
     scalars: dict[str, float] = {}  # "logit_scale" (not its log), "logit_bias": what came with a pretrained pair
     pretrained: bool = False
+    at_output: tuple[str, ...] = ()  # patterns of parameters at the output that its modules list before the blocks
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         with attention.fitting(x.device, self.sequence(x)):
@@ -39,12 +41,29 @@ class Tower(nn.Module):
         """How many tokens its attention sees at an input; 0: not known, or none."""
         return 0
 
+    def require(self, fields: set[str]) -> None:
+        """Told, before training, which fields will be read of what it gives."""
+
     def save_assets(self, folder: Path) -> None:
         """Write what rebuilding this tower needs beside weights and recipe (configuration, tokenizer)."""
 
     def train(self, mode: bool = True) -> Tower:
         """As ``nn.Module.train``; a tower that is frozen whole stays in evaluation mode (no dropout, no drop path)."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def depths(self) -> dict[str, int]:
+        """For each parameter how far from the input it stands: 0 before the first block, b in the b-th, one more than the last after it.
+
+        What stands between blocks (a pyramid's downsampling) belongs to the block before.
+        """
+        number = {id(p): n for n, block in enumerate(blocks(self), 1) for p in block.parameters()}
+        last, depth, found = max(number.values(), default=0), 0, {}
+        for name, parameter in self.named_parameters():
+            depth = max(depth, number.get(id(parameter), depth))
+            after = id(parameter) not in number and depth == last
+            ends = any(fnmatch.fnmatch(name, pattern) for pattern in self.at_output)
+            found[name] = last + 1 if ends or (after and last) else number.get(id(parameter), depth)
+        return found
 
     def checkpoint_blocks(self) -> None:
         """Gradient checkpointing (Chen et al. 2016): in training, each block's inside is computed again in the backward pass."""
@@ -116,6 +135,12 @@ class ImageTower(Tower):
         self.mean, self.std = part.mean or self.mean, part.std or self.std
         self.resize = part.resize or self.resize
         self.norm_stats = part.norm_stats or ("frozen" if self.pretrained else "live")
+        if part.patch_dropout:
+            if self.patches is None:
+                raise UserError(
+                    f"{part.tower}: its patches cannot be left out (patch_dropout); those of plain ViTs of timm and open_clip can."
+                )
+            self.patches.p = part.patch_dropout
         if self.norm_stats == "synced":
             synced_norm.convert(self)
         shape = (1, 3, 1, 1)
@@ -226,6 +251,14 @@ class TextTower(Tower):
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
+
+
+def options_for(part: ImagePart | TextPart, known: dict[str, Any]) -> dict[str, Any]:
+    """What a tower of our own is built with: ``known``, its options and their values, and ``kwargs`` over them. Errors: ``UserError``."""
+    for key in part.kwargs:
+        if key not in known:
+            raise UserError(f"{part.tower}: does not take {key!r} in kwargs; {nearest(key, known)}")
+    return {key: tuple(value) if isinstance(value := part.kwargs.get(key, usual), list) else value for key, usual in known.items()}
 
 
 def trim(ids: Tensor, pad_id: int) -> Tensor:

@@ -64,6 +64,8 @@ def _scalars(model: nn.Module) -> dict[str, float]:
 class OpenClipImage(ImageTower):
     """The image half. Without its own projection, ``pooled`` is the width before it."""
 
+    at_output = ("visual.proj",)
+
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__(part, image_size)
         model = _library_model(part, "vision_cfg", image_size=image_size)
@@ -111,6 +113,7 @@ class OpenClipText(TextTower):
     positions at full length. Under a causal mask the outcome is the same to the last bit."""
 
     fields = ("pooled", "tokens")
+    at_output = ("text.text_projection",)
 
     def __init__(self, part: TextPart):
         super().__init__(part)

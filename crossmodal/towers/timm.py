@@ -1,10 +1,14 @@
-"""Image towers of timm, by its model names: ``timm:tf_efficientnet_lite0``, ``timm:vit_small_patch16_224``."""
+"""Image towers of timm, by its model names: ``timm:tf_efficientnet_lite0``, ``timm:vit_small_patch16_224``.
+
+``kwargs`` go to the model's constructor; where one is the name of a layer of timm's ViT (``block_fn: ParallelScalingBlock``), that layer.
+"""
 
 from __future__ import annotations
 
 import timm
 import torch
 from timm.layers import DropPath
+from timm.models import vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -50,6 +54,7 @@ class TimmImage(ImageTower):
 
     @staticmethod
     def _create(name: str, pretrained: bool, image_size: int | None, kwargs: dict) -> torch.nn.Module:
+        kwargs = {key: _layer(value) for key, value in kwargs.items()}
         try:
             try:  # transformers are built for a size of picture, convolutions take any
                 return timm.create_model(name, pretrained=pretrained, **{"img_size": image_size, **kwargs})
@@ -64,3 +69,9 @@ class TimmImage(ImageTower):
         x = self.model.forward_features(self.normalise(images))
         pooled = self.model.forward_head(x, pre_logits=True)  # [B, W]
         return {"pooled": pooled, "tokens": flatten_tokens(x, self.prefix, self.channels_last_map)}
+
+
+def _layer(value: object) -> object:
+    """The layer of timm's ViT that a text names, or what was given."""
+    found = getattr(vision_transformer, value, None) if isinstance(value, str) else None
+    return found if isinstance(found, type) and issubclass(found, torch.nn.Module) else value

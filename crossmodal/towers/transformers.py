@@ -1,11 +1,13 @@
 """Towers of transformers by folder or hub id: ``hf:PATH-OR-ID``, single encoders and halves of dual ones.
 
 A folder that holds only ``config.json`` (and, for text, a tokenizer) gives random weights, as does
-``pretrained: false``. ``kwargs`` override entries of the configuration. No remote code is ever run.
+``pretrained: false``; with that, the name of an architecture will do (``hf:cvt``). ``kwargs`` override entries of the configuration.
+No remote code is ever run.
 """
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -29,6 +31,8 @@ def _library_model(part: ImagePart | TextPart) -> tuple[nn.Module, str, bool]:
     if isinstance(part.pretrained, str):
         raise UserError(f"{part.tower}: pretrained is true or false here; the weights are those of the folder or hub id itself.")
     try:
+        if _is_architecture(part):
+            return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(place, **part.kwargs)), "", False
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **part.kwargs)
         local = Path(place).is_dir()
         pretrained = any((Path(place) / w).is_file() for w in WEIGHTS) if local else True
@@ -51,6 +55,12 @@ def _library_model(part: ImagePart | TextPart) -> tuple[nn.Module, str, bool]:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{part.tower}: transformers finds no model there (a folder with config.json, or a hub id): {reason}") from error
     return model, place, pretrained
+
+
+def _is_architecture(part: ImagePart | TextPart) -> bool:
+    """Whether the tower is named by its architecture alone, which has no weights."""
+    name = part.tower.partition(":")[2]
+    return part.pretrained is False and name in transformers.CONFIG_MAPPING and not Path(name).is_dir()
 
 
 def _scalars(model: nn.Module) -> dict[str, float]:
@@ -88,12 +98,13 @@ class HFImage(ImageTower):
         drops = lambda m: type(m).__name__.endswith("DropPath") and hasattr(m, "drop_prob")
         chance.by_row(model, drops, lambda m, salt: chance.DropPath(m.drop_prob, salt))
         self.model = model
-        vision = getattr(self.config, "vision_config", self.config)
-        size = getattr(vision, "image_size", None) or image_size or 224
+        size = getattr(self._vision(), "image_size", None) or image_size or 224
         self.native_size = size[0] if isinstance(size, (list, tuple)) else size
         self.image_size = image_size or self.native_size
+        inner = model.vision_model if self.own_head else model
+        self.in_patches = "spatial_shapes" in inspect.signature(inner.forward).parameters  # SigLIP 2's NaFlex takes pictures cut up
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+            processor = transformers.AutoImageProcessor.from_pretrained(place or "/", trust_remote_code=False)
             self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
         except (OSError, ValueError, AttributeError):
             pass  # no preprocessor_config.json: the base class's 0.5 stands, and the recipe may say better
@@ -107,17 +118,33 @@ class HFImage(ImageTower):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = self.normalise(images)
-        resized = {"interpolate_pos_encoding": True} if self.image_size != self.native_size else {}
-        out = self.model.get_image_features(pixel_values=x, **resized) if self.own_head else self.model(pixel_values=x, **resized)
+        call = self.model.get_image_features if self.own_head else self.model
+        if self.in_patches:
+            out = call(**self._cut_up(x))
+        else:
+            out = call(pixel_values=x, **({"interpolate_pos_encoding": True} if self.image_size != self.native_size else {}))
         hidden, pooled = out.last_hidden_state, getattr(out, "pooler_output", None)
-        if pooled is None:
-            pooled = hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, 0]
+        if pooled is None:  # a class token beside a map (CvT), a map, or a class token before a sequence
+            beside = getattr(out, "cls_token_value", None)
+            pooled = beside if beside is not None else hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, 0]
         prefix = hidden.shape[1] - self._patches(x) if hidden.ndim == 3 else 0
         return {"pooled": pooled.flatten(1), "tokens": flatten_tokens(hidden, max(prefix, 0))}
 
+    def _cut_up(self, x: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] → patches [B, N, P · P · 3], all of them there, and their grid."""
+        side = self._vision().patch_size
+        patches = x.unfold(2, side, side).unfold(3, side, side)  # [B, 3, H/P, W/P, P, P]
+        rows, columns = patches.shape[2:4]
+        patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)  # [B, N, P · P · 3]
+        there = torch.ones(patches.shape[:2], dtype=torch.long, device=x.device)
+        grid = torch.tensor([[rows, columns]], device=x.device).expand(len(x), -1)
+        return {"pixel_values": patches, "pixel_attention_mask": there, "spatial_shapes": grid}
+
+    def _vision(self) -> transformers.PretrainedConfig:
+        return getattr(self.config, "vision_config", self.config)
+
     def _patches(self, x: Tensor) -> int:
-        vision = getattr(self.config, "vision_config", self.config)
-        patch = getattr(vision, "patch_size", None)
+        patch = getattr(self._vision(), "patch_size", None)
         if not isinstance(patch, int):
             return 10**9  # a pyramid: no patch grid of its own, no class token either
         return (x.shape[-2] // patch) * (x.shape[-1] // patch)

@@ -13,28 +13,27 @@ from crossmodal.training.task import Task
 
 
 def groups(task: Task, optim: OptimPart) -> list[dict]:
-    """Parameter groups: by learning-rate scale of their tower, and with or without decay.
+    """Parameter groups: by learning-rate scale (of their tower, and of their depth in it) and with or without decay.
 
     Norms, biases, logit scale and logit bias (all that has fewer than two dimensions) are not decayed.
     """
-    scales = {"image": task.model.part.image.lr_scale, "text": task.model.part.text.lr_scale}
+    scales: dict[int, float] = {}
+    for half in ("image", "text"):
+        tower, said = getattr(task.model, half), getattr(task.model.part, half)
+        depths = tower.depths()
+        for name, parameter in tower.named_parameters():
+            scales[id(parameter)] = said.lr_scale * said.layer_decay ** (max(depths.values()) - depths[name])
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for half, scale in scales.items():
-        _sort(getattr(task.model, half).parameters(), scale, optim.weight_decay, found)
-    _sort(task.parameters(), 1.0, optim.weight_decay, found)
+    for parameter in task.parameters():
+        if parameter.requires_grad:
+            kind = (scales.get(id(parameter), 1.0), optim.weight_decay if parameter.ndim > 1 else 0.0)
+            found.setdefault(kind, []).append(parameter)
     if not found:
         raise UserError("model: nothing is left to train; every tower is frozen and no objective has parameters.")
     return [
         {"params": parameters, "weight_decay": decay, "lr": optim.lr * scale, "lr_scale": scale}
-        for (scale, decay), parameters in sorted(found.items())
+        for (scale, decay), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
-
-
-def _sort(parameters, scale: float, decay: float, found: dict) -> None:
-    taken = {id(p) for several in found.values() for p in several}
-    for parameter in parameters:
-        if parameter.requires_grad and id(parameter) not in taken:
-            found.setdefault((scale, decay if parameter.ndim > 1 else 0.0), []).append(parameter)
 
 
 def build(task: Task, optim: OptimPart) -> torch.optim.AdamW:

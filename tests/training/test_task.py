@@ -52,3 +52,18 @@ def test_objectives_that_want_different_starts_are_refused(tiny):
     said.objectives["tests.objectives.triplet"] = {"start": 10.0}
     with pytest.raises(UserError, match=r"wants logit_scale to start at 10, another at 14.2857"):
         task.build(said)
+
+
+def test_the_learning_rate_falls_with_depth(tiny):
+    from crossmodal.training import optim
+
+    said = recipe.read(tiny, ["model.image.kwargs={depth: 3}", "model.image.layer_decay=0.5", "model.text.lr_scale=0.1", "optim.lr=1.0e-3"])
+    built = task.build(said)
+    rates = {id(p): round(1000 * group["lr"], 6) for group in optim.groups(built, said.optim) for p in group["params"]}
+    vit = built.model.image.model
+    of = lambda module: {rates[id(p)] for p in module.parameters()}
+    assert of(vit.patch_embed) == {1 / 16} and rates[id(vit.pos_embed)] == 1 / 16
+    assert [of(block) for block in vit.blocks] == [{1 / 8}, {1 / 4}, {1 / 2}]
+    assert of(vit.norm) == of(built.model.image_projection) == {rates[id(built.model.logit_scale)]} == {1}
+    assert of(built.model.text) == {0.1}
+    assert len(rates) == sum(p.requires_grad for p in built.parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crossmodal import __version__, recipe
 from crossmodal.allocator import keep_freed_memory
-from crossmodal.commands import captioning, evaluating, looking, searching, training
+from crossmodal.commands import captioning, evaluating, exporting, looking, searching, training
 from crossmodal.errors import UserError
 
 
@@ -185,6 +185,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SOURCE")
     convert.add_argument("out", type=Path, metavar="OUT", help="a folder, or a file that ends in .parquet")
     convert.add_argument("--shard", type=int, default=10_000, metavar="N", help="samples a tar (default 10,000)")
+
+    export = command("export", exporting.export, "Write a model for another library, compared with it there, with a model card.")
+    export.add_argument("model", metavar="MODEL", help="a run folder, a checkpoint, open_clip:NAME/TAG or hf:ID")
+    export.add_argument("--to", required=True, choices=("open_clip", "transformers", "onnx", "safetensors"))
+    export.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--push", metavar="USER/NAME", help="upload it to a hub afterwards, with huggingface_hub's token")
 
     report = command("report", training.report, "Write a run folder's report.html anew.")
     report.add_argument("run_folder", type=Path, metavar="RUN")

@@ -17,7 +17,7 @@ from crossmodal.towers.open_clip import decoder_part
 
 
 def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
-    """A model by run folder, checkpoint or model folder, ``open_clip:NAME/TAG`` or ``hf:ID-OR-FOLDER``.
+    """A model by run folder, checkpoint or model folder, ``open_clip:NAME/TAG-OR-FILE``, ``open_clip:FOLDER`` or ``hf:ID-OR-FOLDER``.
 
     Returns it in eval mode on ``device``. Errors: ``UserError`` saying what was looked for.
     """
@@ -26,7 +26,8 @@ def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
     folder = Path(ref)
     if ref.startswith("open_clip:"):
         name, _, tag = ref.removeprefix("open_clip:").partition("/")
-        model = _library(f"open_clip:{name}", tag or None)
+        here = Path(ref.removeprefix("open_clip:")).expanduser()
+        model = _library(f"open_clip:{here}", None) if here.is_dir() else _library(f"open_clip:{name}", tag or None)
     elif ref.startswith("hf:"):
         model = _library(ref, None)
     else:

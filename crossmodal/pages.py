@@ -27,8 +27,17 @@ NAMES = {
 
 def template(name: str) -> jinja2.Template:
     """The page ``templates/NAME.html.j2``; everything put into it is escaped."""
+    return _from_templates(f"{name}.html.j2", escape=True)
+
+
+def markdown(name: str) -> jinja2.Template:
+    """The text ``templates/NAME.md.j2``, in which nothing is escaped."""
+    return _from_templates(f"{name}.md.j2", escape=False)
+
+
+def _from_templates(file: str, escape: bool) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(f"{name}.html.j2")
+    return jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True).get_template(file)
 
 
 def inline(picture: Image.Image) -> str:

@@ -47,6 +47,26 @@ class Tower(nn.Module):
     def save_assets(self, folder: Path) -> None:
         """Write what rebuilding this tower needs beside weights and recipe (configuration, tokenizer)."""
 
+    def as_open_clip(self, head: Tensor | None, folder: Path) -> tuple[dict, dict[str, Tensor]] | None:
+        """(its section of open_clip's configuration, its weights there), or None where open_clip builds no such tower.
+
+        ``head`` [D, W] is the projection to add (None: the tower ends in its own). What the section refers to is written into
+        ``folder``. The key "quick_gelu" of a section is the whole model's there.
+        """
+        return None
+
+    def as_transformers(self) -> nn.Module | None:
+        """A model of transformers whose ``pooler_output`` is "pooled", before ``head``; None where that library has none."""
+        return None
+
+    def head(self) -> Tensor | None:
+        """Its own last projection [D, W], where "pooled" is what comes out of that."""
+        return None
+
+    def as_library(self) -> nn.Module:
+        """The library's own module, which reads these weights under the library's own names."""
+        return self
+
     def train(self, mode: bool = True) -> Tower:
         """As ``nn.Module.train``; a tower that is frozen whole stays in evaluation mode (no dropout, no drop path)."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
@@ -175,6 +195,10 @@ class ImageTower(Tower):
         x = images.to(self._mean.dtype).sub_(self._mean).div_(self._std)
         return x.contiguous(memory_format=self.memory_format)
 
+    def inputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Pictures as a model of transformers takes them."""
+        return {"pixel_values": self.normalise(images)}
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
@@ -195,6 +219,9 @@ class TextTower(Tower):
 
     def __init__(self, part: TextPart):
         super().__init__()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write a tokenizer that transformers reads, where there is one."""
 
     def tokenize(self, texts: list[str], trimmed: bool | None = None) -> Tensor:
         """B texts → ids [B, T] by the library's own tokenizer, cut at ``context_length``.

@@ -90,10 +90,9 @@ class Downsample(nn.Module):
         self.mix = nn.Conv2d(heads, after, 1)
 
     def forward(self, scores: Tensor) -> Tensor:
-        batch, heads, side = len(scores), scores.shape[1], self.side
         for _ in range(2):  # the keys' grid, then the queries'
-            grid = scores.reshape(-1, 1, side, side)
-            scores = F.avg_pool2d(grid, 2).reshape(batch, heads, -1, (side // 2) ** 2).transpose(-1, -2)
+            grid = scores.unflatten(-1, (self.side, self.side))  # [B, h, N, S, S]
+            scores = F.avg_pool3d(grid, (1, 2, 2)).flatten(-2).transpose(-1, -2)
         return self.mix(self.local(scores))
 
 

@@ -1,4 +1,5 @@
-"""The two halves of open_clip's models: ``open_clip:ViT-B-32``, with ``pretrained`` a tag or a file of its own.
+"""The two halves of open_clip's models: ``open_clip:ViT-B-32``, with ``pretrained`` a tag or a file of its own, or a folder
+``open_clip:FOLDER`` with open_clip_config.json and, unless ``pretrained`` is false, the weights that lie there.
 
 ``kwargs`` override the model's ``vision_cfg`` or ``text_cfg`` (``layers``, ``width``, ``patch_dropout`` …).
 """
@@ -6,16 +7,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from crossmodal import chance, resources
+from crossmodal import chance, clip_layout, files, resources
 from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import DecoderPart, ImagePart, TextPart
 from crossmodal.towers.base import ImageTower, TextTower, flatten_tokens, trim
 
+CONFIG = "open_clip_config.json"
 SMALLEST = {
     "vision_cfg": {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32, "timm_model_name": None},
     "text_cfg": {"layers": 1, "width": 64, "heads": 1, "hf_model_name": None},
@@ -25,14 +28,16 @@ SMALLEST = {
 
 def _library_model(part: ImagePart | TextPart, section: str, **sizes: int | None) -> nn.Module:
     """open_clip's whole model, always with the text half as a module of its own."""
-    name = part.tower.partition(":")[2]
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise UserError(f"open_clip has no model {name!r}; {nearest(name, open_clip.list_models())}")
+    name, folder = _named(part)
+    config = _config(part)
     tag = part.pretrained
-    if tag is True:
+    if folder:
+        tag = tag is not False and _has_weights(folder)
+        if part.pretrained and not tag:
+            raise UserError(f"{part.tower}: pretrained is given, but the folder holds no weights (open_clip_model.safetensors).")
+    elif tag is True:
         raise UserError(f"{part.tower}: say which weights, pretrained: TAG; open_clip has {open_clip.list_pretrained_tags_by_model(name)}.")
-    if tag and tag not in open_clip.list_pretrained_tags_by_model(name):
+    if tag and not folder and tag not in open_clip.list_pretrained_tags_by_model(name):
         path = resources.local_path(tag)
         if not path.is_file():
             known = open_clip.list_pretrained_tags_by_model(name)
@@ -45,13 +50,56 @@ def _library_model(part: ImagePart | TextPart, section: str, **sizes: int | None
     level = root.level
     root.setLevel(logging.ERROR)  # "no pretrained weights" is what was asked for
     try:
-        return open_clip.create_model(name, pretrained=tag or None, force_custom_text=True, pretrained_text=False, **merged)
+        more = {"load_weights": bool(tag)} if folder else {"pretrained": tag or None}
+        return open_clip.create_model(name, force_custom_text=True, pretrained_text=False, **more, **merged)
     except TypeError as error:
         raise UserError(f"{part.tower}: open_clip does not take these kwargs in {section}: {error}.") from error
     except (RuntimeError, OSError) as error:
         raise UserError(f"{part.tower}: could not be built or its weights not be had: {error}") from error
     finally:
         root.setLevel(level)
+
+
+def _named(part: ImagePart | TextPart) -> tuple[str, Path | None]:
+    """(what open_clip calls the model, the folder that it is in, if any)."""
+    name = part.tower.partition(":")[2]
+    folder = resources.local_path(name)
+    return (f"local-dir:{folder}", folder) if (folder / CONFIG).is_file() else (name, None)
+
+
+def _config(part: ImagePart | TextPart) -> dict:
+    """open_clip's configuration of the model. Errors: ``UserError``."""
+    name, folder = _named(part)
+    try:
+        config = open_clip.get_model_config(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/{CONFIG}: is not readable: {error}") from error
+    if config is None:
+        raise UserError(f"open_clip has no model {name!r}; {nearest(name, open_clip.list_models())}")
+    return config
+
+
+def _is_pretrained(part: ImagePart | TextPart) -> bool:
+    folder = _named(part)[1]
+    return part.pretrained is not False and _has_weights(folder) if folder else bool(part.pretrained)
+
+
+def _save(tower: OpenClipImage | OpenClipText, section: str, folder: Path) -> None:
+    """The configuration of a tower that came from a folder, which may be gone when this model is read again."""
+    if _named(tower.part)[1]:
+        said = {key: value for key, value in tower.section.items() if key != "quick_gelu"}
+        files.write_json(folder / CONFIG, {"model_cfg": _config(tower.part) | {section: said}})
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("open_clip_*model.safetensors")) or any(folder.glob("open_clip_*model.bin"))
+
+
+def _section(part: ImagePart | TextPart, section: str, **sizes: int | None) -> dict:
+    """What open_clip's configuration says of this half, the recipe's word included; "quick_gelu" is the whole model's."""
+    config = _config(part)
+    said = {**config[section], **{k: v for k, v in sizes.items() if v}, **part.kwargs}
+    return {**said, "quick_gelu": bool(config.get("quick_gelu"))}
 
 
 def _scalars(model: nn.Module) -> dict[str, float]:
@@ -69,7 +117,8 @@ class OpenClipImage(ImageTower):
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__(part, image_size)
         model = _library_model(part, "vision_cfg", image_size=image_size)
-        self.pretrained = bool(part.pretrained)
+        self.section = _section(part, "vision_cfg", image_size=image_size)
+        self.part, self.pretrained = part, _is_pretrained(part)
         self.scalars = _scalars(model) if self.pretrained else {}
         self.visual = visual = model.visual
         if isinstance(visual, open_clip.transformer.VisionTransformer):
@@ -107,6 +156,30 @@ class OpenClipImage(ImageTower):
         out = self.visual(x)
         return dict(zip(self.fields, out if isinstance(out, tuple) else (out,), strict=True))
 
+    def save_assets(self, folder: Path) -> None:
+        _save(self, "vision_cfg", folder)
+
+    def as_open_clip(self, head: Tensor | None, folder: Path) -> tuple[dict, dict[str, Tensor]] | None:
+        section, state = dict(self.section), self.visual.state_dict()
+        if head is not None and hasattr(self.visual, "trunk"):
+            section |= {"timm_proj": "linear", "timm_proj_bias": False}
+            state["head.proj.weight"] = head
+        elif head is not None:
+            if not hasattr(self.visual, "proj"):
+                return None
+            state["proj"] = head.T
+        return section, state
+
+    def as_transformers(self) -> nn.Module | None:
+        return clip_layout.vision(self.visual) if isinstance(self.visual, open_clip.transformer.VisionTransformer) else None
+
+    def head(self) -> Tensor | None:
+        own = getattr(self.visual, "proj", None)
+        return None if own is None else own.detach().T
+
+    def as_library(self) -> nn.Module:
+        return self.visual
+
 
 class OpenClipText(TextTower):
     """The text half, with a forward of ours that takes trimmed texts: the library's own adds
@@ -118,7 +191,8 @@ class OpenClipText(TextTower):
     def __init__(self, part: TextPart):
         super().__init__(part)
         model = _library_model(part, "text_cfg", context_length=part.context_length)
-        self.pretrained = bool(part.pretrained)
+        self.section = _section(part, "text_cfg", context_length=part.context_length)
+        self.part, self.pretrained = part, _is_pretrained(part)
         self.scalars = _scalars(model) if self.pretrained else {}
         self.text = text = model.text
         text.output_tokens = True
@@ -141,7 +215,7 @@ class OpenClipText(TextTower):
         self.token_width = text.width if self.own_transformer else text.config.hidden_size
         self.context_length = text.context_length
         try:
-            self.tokenizer = open_clip.get_tokenizer(part.tower.partition(":")[2], context_length=self.context_length)
+            self.tokenizer = open_clip.get_tokenizer(_named(part)[0], context_length=self.context_length)
         except (OSError, ValueError) as error:
             raise UserError(f"{part.tower}: its tokenizer could not be had: {str(error).splitlines()[0]}") from error
         self.start_id, self.end_id = (getattr(self.tokenizer, name, None) for name in ("sot_token_id", "eot_token_id"))
@@ -170,6 +244,36 @@ class OpenClipText(TextTower):
             projection = text.text_projection
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
         return {"pooled": pooled, "tokens": x}
+
+    def save_assets(self, folder: Path) -> None:
+        _save(self, "text_cfg", folder)
+        if _named(self.part)[1] and hasattr(self.tokenizer, "save_pretrained"):
+            self.tokenizer.save_pretrained(folder)
+
+    def as_open_clip(self, head: Tensor | None, folder: Path) -> tuple[dict, dict[str, Tensor]] | None:
+        section, state = dict(self.section), self.text.state_dict()
+        if head is not None and self.own_transformer:
+            section |= {"proj_type": "linear", "proj_bias": False}
+            state["text_projection"] = head.T
+        elif head is not None:
+            section["hf_proj_type"] = "linear"
+            state["proj.weight"] = head
+        return section, state
+
+    def as_transformers(self) -> nn.Module | None:
+        plain = self.own_transformer and self.causal and self.trim_exact and hasattr(self.tokenizer, "bpe_ranks")
+        return clip_layout.text(self.text) if plain else None
+
+    def save_tokenizer(self, folder: Path) -> None:
+        if hasattr(self.tokenizer, "bpe_ranks"):
+            clip_layout.tokenizer(self.tokenizer).save_pretrained(folder)
+
+    def head(self) -> Tensor | None:
+        own = getattr(self.text, "text_projection", None)
+        return own.detach().T if isinstance(own, nn.Parameter) else None if own is None else own.weight.detach()
+
+    def as_library(self) -> nn.Module:
+        return self.text
 
 
 def decoder_part(name: str, pretrained: str | None) -> DecoderPart | None:

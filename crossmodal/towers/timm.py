@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import timm
 import torch
 from timm.layers import DropPath
@@ -33,6 +35,7 @@ class TimmImage(ImageTower):
         if isinstance(part.pretrained, str) and not file:
             name = f"{name.partition('.')[0]}.{part.pretrained}"
         self.model = self._create(name, bool(part.pretrained) and not file, image_size, part.kwargs)
+        self.name, self.kwargs = name.partition(".")[0], part.kwargs
         config = self.model.pretrained_cfg
         full = {k: v.shape for k, v in self.model.state_dict().items()}
         self.model.reset_classifier(0)
@@ -69,6 +72,36 @@ class TimmImage(ImageTower):
         x = self.model.forward_features(self.normalise(images))
         pooled = self.model.forward_head(x, pre_logits=True)  # [B, W]
         return {"pooled": pooled, "tokens": flatten_tokens(x, self.prefix, self.channels_last_map)}
+
+    def as_open_clip(self, head: Tensor | None, folder: Path) -> tuple[dict, dict[str, Tensor]] | None:
+        plain = timm.create_model(self.name, num_classes=0)  # open_clip passes neither sizes nor kwargs on
+        if _shapes(plain) != _shapes(self.model) or head is None:
+            return None
+        size = {"image_size": self.image_size, "timm_pool": "", "timm_proj": "linear", "timm_proj_bias": False}
+        state = {f"trunk.{name}": x for name, x in self.model.state_dict().items()}
+        return {"timm_model_name": self.name, "timm_model_pretrained": False, **size}, state | {"head.proj.weight": head}
+
+    def as_transformers(self) -> torch.nn.Module | None:
+        import transformers
+
+        sized = {"img_size": self.image_size, **self.kwargs}
+        for kwargs in (sized, self.kwargs):
+            config = transformers.TimmWrapperConfig(architecture=self.name, model_args=dict(kwargs), hidden_size=self.width, num_labels=0)
+            try:
+                made = transformers.TimmWrapperModel(config).eval()
+            except (TypeError, AttributeError, ImportError):
+                continue
+            if _shapes(made.timm_model) == _shapes(self.model):
+                made.timm_model.load_state_dict(self.model.state_dict())
+                return made
+        return None
+
+    def as_library(self) -> torch.nn.Module:
+        return self.model
+
+
+def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: x.shape for name, x in model.state_dict().items()}
 
 
 def _layer(value: object) -> object:

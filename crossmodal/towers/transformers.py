@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import open_clip
 import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
@@ -117,18 +118,19 @@ class HFImage(ImageTower):
             self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.normalise(images)
-        call = self.model.get_image_features if self.own_head else self.model
-        if self.in_patches:
-            out = call(**self._cut_up(x))
-        else:
-            out = call(pixel_values=x, **({"interpolate_pos_encoding": True} if self.image_size != self.native_size else {}))
+        out = (self.model.get_image_features if self.own_head else self.model)(**self.inputs(images))
         hidden, pooled = out.last_hidden_state, getattr(out, "pooler_output", None)
         if pooled is None:  # a class token beside a map (CvT), a map, or a class token before a sequence
             beside = getattr(out, "cls_token_value", None)
             pooled = beside if beside is not None else hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, 0]
-        prefix = hidden.shape[1] - self._patches(x) if hidden.ndim == 3 else 0
+        prefix = hidden.shape[1] - self._patches(images) if hidden.ndim == 3 else 0
         return {"pooled": pooled.flatten(1), "tokens": flatten_tokens(hidden, max(prefix, 0))}
+
+    def inputs(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.normalise(images)
+        if self.in_patches:
+            return self._cut_up(x)
+        return {"pixel_values": x} | ({"interpolate_pos_encoding": True} if self.image_size != self.native_size else {})
 
     def _cut_up(self, x: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] → patches [B, N, P · P · 3], all of them there, and their grid."""
@@ -151,6 +153,12 @@ class HFImage(ImageTower):
 
     def save_assets(self, folder: Path) -> None:
         self.config.save_pretrained(folder)
+
+    def as_transformers(self) -> nn.Module | None:
+        return self.model if not self.own_head else None
+
+    def as_library(self) -> nn.Module:
+        return self.model
 
 
 class HFText(TextTower):
@@ -253,3 +261,29 @@ class HFText(TextTower):
     def save_assets(self, folder: Path) -> None:
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def as_open_clip(self, head: Tensor | None, folder: Path) -> tuple[dict, dict[str, Tensor]] | None:
+        if self.dual or self.causal or self.config.model_type not in open_clip.hf_configs.arch_dict:
+            return None
+        self.config.save_pretrained(folder / "text")
+        self.tokenizer.save_pretrained(folder)
+        state = {f"transformer.{name}": x for name, x in self.model.state_dict().items()}
+        place = str((folder / "text").absolute())
+        section = {
+            "hf_model_name": place,
+            "hf_tokenizer_name": str(folder.absolute()),
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "linear" if head is not None else None,
+            "context_length": self.context_length,
+        }
+        return section, state | ({"proj.weight": head} if head is not None else {})
+
+    def as_transformers(self) -> nn.Module | None:
+        return self.model if self.dual and not self.own_head else None  # a mean over words is nobody's pooler_output there
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.tokenizer.model_max_length = self.context_length
+        self.tokenizer.save_pretrained(folder)
+
+    def as_library(self) -> nn.Module:
+        return self.model

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from crossmodal import registry
 from crossmodal.allocator import keep_freed_memory
 from crossmodal.errors import UserError
 from crossmodal.model import FORMAT, Model
 from crossmodal.recipe import ImagePart, ModelPart, TextPart
 from crossmodal.towers import build_text
-from crossmodal.towers.open_clip import decoder_part
 
 
 def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -24,12 +24,9 @@ def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
     keep_freed_memory()
     ref = str(ref)
     folder = Path(ref)
-    if ref.startswith("open_clip:"):
-        name, _, tag = ref.removeprefix("open_clip:").partition("/")
-        here = Path(ref.removeprefix("open_clip:")).expanduser()
-        model = _library(f"open_clip:{here}", None) if here.is_dir() else _library(f"open_clip:{name}", tag or None)
-    elif ref.startswith("hf:"):
-        model = _library(ref, None)
+    library, colon, rest = ref.partition(":")
+    if colon and library in {*registry.names("towers"), *registry.declared("towers", "ALIASES")}:
+        model = _library(library, rest)
     else:
         inside = [folder / "model", folder]
         found = next((f for f in inside if (f / "model.json").is_file()), None)
@@ -41,12 +38,12 @@ def load(ref: str | Path, device: str | torch.device = "cpu") -> Model:
     return model.to(device).eval()
 
 
-def _library(tower: str, tag: str | None) -> Model:
-    image = ImagePart(tower=tower, pretrained=tag, projection="none")
-    text = TextPart(tower=tower, pretrained=tag, projection="none")
-    width = build_text(text).width
-    decoder = decoder_part(tower.removeprefix("open_clip:"), tag) if tower.startswith("open_clip:") else None
-    return Model(ModelPart(embed_dim=width, image=image, text=text, decoder=decoder))
+def _library(library: str, rest: str) -> Model:
+    """A dual encoder of a library, both halves with their own projections."""
+    tower, tag, decoder = registry.find("towers", library, "TextTower").dual(rest)
+    image = ImagePart(tower=f"{library}:{tower}", pretrained=tag, projection="none")
+    text = TextPart(tower=f"{library}:{tower}", pretrained=tag, projection="none")
+    return Model(ModelPart(embed_dim=build_text(text).width, image=image, text=text, decoder=decoder))
 
 
 def _folder(folder: Path) -> Model:

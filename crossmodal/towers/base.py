@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crossmodal import attention, chance, resources, synced_norm
 from crossmodal.errors import UserError, nearest
-from crossmodal.recipe import ImagePart, TextPart
+from crossmodal.recipe import DecoderPart, ImagePart, TextPart
 
 
 class Tower(nn.Module):
@@ -219,6 +219,11 @@ class TextTower(Tower):
 
     def __init__(self, part: TextPart):
         super().__init__()
+
+    @staticmethod
+    def dual(rest: str) -> tuple[str, str | None, DecoderPart | None]:
+        """What follows ``LIBRARY:`` in a reference to a whole dual encoder → (the halves' name, their weights' tag, a decoder)."""
+        return rest, None, None
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write a tokenizer that transformers reads, where there is one."""

@@ -250,6 +250,14 @@ class OpenClipText(TextTower):
         if _named(self.part)[1] and hasattr(self.tokenizer, "save_pretrained"):
             self.tokenizer.save_pretrained(folder)
 
+    @staticmethod
+    def dual(rest: str) -> tuple[str, str | None, DecoderPart | None]:
+        """``FOLDER``, or ``NAME/TAG-OR-FILE``."""
+        if Path(rest).expanduser().is_dir():
+            return str(Path(rest).expanduser()), None, None
+        name, _, tag = rest.partition("/")
+        return name, tag or None, decoder_part(name, tag)
+
     def as_open_clip(self, head: Tensor | None, folder: Path) -> tuple[dict, dict[str, Tensor]] | None:
         section, state = dict(self.section), self.text.state_dict()
         if head is not None and self.own_transformer:

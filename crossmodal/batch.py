@@ -24,6 +24,10 @@ class Sample:
     captions: tuple[str, ...] = ()  # every caption of the picture
     label: int | tuple[int, ...] | None = None  # its class, where the source has classes; several where pictures show several
 
+    def __post_init__(self) -> None:
+        """Half a character (a lone surrogate, as JSON can hold it) cannot be written anywhere: it becomes a replacement character."""
+        object.__setattr__(self, "captions", tuple(c.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for c in self.captions))
+
 
 @dataclass(frozen=True)
 class ViewSpec:

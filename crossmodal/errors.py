@@ -11,6 +11,12 @@ class UserError(ValueError):
     names the file, line or key and says what would be right; the command line prints it as it is."""
 
 
+def in_short(error: BaseException, longest: int = 160) -> str:
+    """What an error of a library says, on a line that can be read: its class and the beginning of its text."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:longest]}{'…' if len(text) > longest else ''}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: ``did you mean 'steps'?``, or the names there are."""
     known = sorted(map(str, known))

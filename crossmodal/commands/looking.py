@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from crossmodal.commands import common
+from crossmodal.errors import UserError
+
+if TYPE_CHECKING:
+    from crossmodal.data.sources.base import Source
 
 
 def data_inspect(options: argparse.Namespace) -> None:
@@ -43,17 +48,26 @@ def data_inspect(options: argparse.Namespace) -> None:
         rows = [round(n * (len(source) - 1) / 9) for n in range(10)]
         shown = []
         for row in dict.fromkeys(rows):
-            sample = source[row]
-            shown.append((thumbnail(source, row), sample.captions[0] if sample.captions else sample.key))
+            shown.append((thumbnail(source, row), _said(source, row)))
         options.grid.parent.mkdir(parents=True, exist_ok=True)
         grid(options.data, shown).save(options.grid)
         print(f"grid: {options.grid}")
+
+
+def _said(source: Source, row: int) -> str:
+    try:
+        sample = source[row]
+    except OSError:
+        return f"sample {row}: cannot be read"
+    return sample.captions[0] if sample.captions else sample.key
 
 
 def data_convert(options: argparse.Namespace) -> None:
     from crossmodal.data.convert import convert
     from crossmodal.data.sources import open_source
 
+    if options.shard < 1:
+        raise UserError(f"--shard is {options.shard}; a tar takes 1 sample or more.")
     count, broken = convert(open_source(options.source), options.out, options.shard)
     common.speak_of_broken(broken)
     print(f"data: {options.out} ({count:,} samples)")

@@ -39,6 +39,8 @@ def convert(source: Source, out: Path, shard: int = 10_000) -> tuple[int, list[t
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already and is not an empty folder; choose another.")
     count, first = 0, next(samples, None)
+    if not first:
+        raise UserError("the source gives no sample that can be written.")
     while first:
         with files.whole_file(out / f"{count // shard:05d}.tar") as temporary:
             count += _tar(temporary, itertools.chain([first], itertools.islice(samples, shard - 1)), count, names)
@@ -61,6 +63,11 @@ def _samples(source: Source, broken: list[tuple[str, str]]) -> Iterator[tuple[Sa
             broken.append((sample.key, "no picture format is recognised"))
 
 
+def _written(key: str) -> str:
+    """A key that can stand in UTF-8: names of files may hold bytes that do not."""
+    return key.encode("utf-8", "replace").decode()
+
+
 def kind(data: bytes) -> str | None:
     """The usual ending of an encoded picture's format, from its first bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -74,7 +81,7 @@ def _tar(file: Path, group: Iterable[tuple[Sample, str]], start: int, names: lis
     named, place = len(set(names)) == len(names), start
     with tarfile.open(file, "w") as tar:
         for place, (sample, ending) in enumerate(group, start):
-            about = {"key": sample.key, "captions": list(sample.captions)}
+            about = {"key": _written(sample.key), "captions": list(sample.captions)}
             if sample.label is not None:
                 about["label"] = names[sample.label] if named and names and isinstance(sample.label, int) else sample.label
             for name, data in ((ending, sample.image), ("json", json.dumps(about, ensure_ascii=False).encode())):
@@ -92,7 +99,7 @@ def _parquet(samples: Iterator[tuple[Sample, str]], out: Path, names: list[str],
     if out.exists():
         raise UserError(f"{out}: exists already; choose another.")
     one = ClassLabel(names=names) if names and len(set(names)) == len(names) else Value("int64")
-    rows = ({"image": {"bytes": s.image, "path": s.key}, "captions": list(s.captions), "label": s.label} for s, _ in samples)
+    rows = ({"image": {"bytes": s.image, "path": _written(s.key)}, "captions": list(s.captions), "label": s.label} for s, _ in samples)
     first, count = list(itertools.islice(rows, group)), 0
     if not first:
         raise UserError("the source gives no sample that can be written.")

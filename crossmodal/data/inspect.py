@@ -105,6 +105,8 @@ CAUSES = {
     "cannot identify": "no picture format is recognised",
     "No such file": "no such file",
     "HTTP Error": "the address does not give it",
+    "were expected": "a shard holds fewer samples than it was counted for",
+    ": no such file": "no such file",
 }
 
 

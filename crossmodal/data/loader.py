@@ -28,7 +28,8 @@ from crossmodal.data.views import BrokenPicture, EvalView, TrainView, load_pictu
 from crossmodal.errors import UserError
 from crossmodal.recipe import Augment, DataPart
 
-TRIES = 20  # replacements for a broken picture before giving up: a source where 20 in a row fail is no source
+TRIES = 100  # replacements for a broken sample before giving up: a source where so many fail is no source
+STRIDE = 0.618  # of the source: where the replacement of a replacement is looked for, far from whatever is broken here
 
 
 class Order:
@@ -157,19 +158,20 @@ class TrainingPairs(Dataset):
         self.source = Decoded(self.source, self.at_least, workers)
 
     def whole(self, index: int) -> tuple[Sample, Tensor, tuple]:
-        """The sample at ``index`` or, where its picture or text is broken, the next whole one, with the reasons."""
-        broken = []
-        for shift in range(TRIES):
-            key = f"sample {(index + shift) % len(self.source)}"
+        """The sample at ``index`` or, where its picture or text is broken, the next one, or one far from it, with the reasons."""
+        broken, length = [], len(self.source)
+        for attempt in range(TRIES):
+            place = (index + attempt if attempt < 2 else index + 1 + round((attempt - 1) * STRIDE * length)) % length
+            key = f"sample {place}"
             try:
-                sample = self.source[(index + shift) % len(self.source)]
+                sample = self.source[place]
                 key = sample.key
                 if self.texts and not sample.captions:
                     raise BrokenPicture("has no caption")
                 return sample, load_picture(sample.image, self.at_least), tuple(broken)
             except (BrokenPicture, OSError) as error:
                 broken.append((key, str(error)))
-        raise UserError(f"{TRIES} samples in a row cannot be used, the first {broken[0][0]!r}: {broken[0][1]}.")
+        raise UserError(f"{TRIES} samples all over the data cannot be used, the first {broken[0][0]!r}: {broken[0][1]}.")
 
 
 class FrozenPairs(Dataset):

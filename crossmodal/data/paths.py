@@ -21,6 +21,8 @@ def braces(spec: str) -> list[str]:
             parts.append([piece])
         elif span := re.fullmatch(r"\{(\d+)\.\.(\d+)\}", piece):
             low, high = span.groups()
+            if int(low) > int(high):
+                raise UserError(f"{spec}: {piece} counts down; write {{{high}..{low}}}.")
             parts.append([str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)])
         else:
             parts.append(piece[1:-1].split(","))
@@ -50,11 +52,13 @@ def _matching(pattern: str) -> list[str]:
         raise UserError(f"{error}.") from error
 
 
-def local(spec: str) -> list[Path]:
-    """The files that a spec stands for. Where it stands for several, some may be missing, which is said.
+def local(spec: str, ending: str) -> list[Path]:
+    """The files that a spec stands for, a folder for all with an ending. Where it stands for several, some may be missing, which is said.
 
     Errors: ``UserError`` where one named alone, or all of several, are missing.
     """
+    folder = Path(spec).expanduser()
+    spec = f"{folder}/*{ending}" if folder.is_dir() else spec
     files = [Path(each).expanduser() for each in expanded(spec)]
     there = [file for file in files if file.is_file()]
     pass_over(spec, [str(file) for file in files if not file.is_file()], bool(there))

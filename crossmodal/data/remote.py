@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -55,6 +56,18 @@ def tail(address: str, size: int) -> bytes:
             return opened.read()
     with _opened(address, last=size) as file:
         return file.read()[-size:]
+
+
+def stamp(address: str) -> str | None:
+    """A file's tag, date and length, as a web server tells them without sending it; None where it does not."""
+    if urlsplit(address).scheme.lower() not in ("http", "https"):
+        return None
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "crossmodal"}, method="HEAD"), timeout=PATIENCE) as answer:
+            told = [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
+    except (OSError, HTTPException, ValueError):
+        return None
+    return " ".join(filter(None, told)) or None
 
 
 def listed(pattern: str) -> list[str]:
@@ -143,9 +156,21 @@ class Kept:
         """Where the file stands, or will."""
         return self._folder(address) / (re.sub(r"[^\w.-]", "_", Path(urlsplit(address).path).name) or "file")
 
-    def note(self, address: str) -> Path:
-        """A small file about an address, which stays when the file goes."""
-        return self._folder(address).with_suffix(".json")
+    def note(self, address: str, kind: str) -> Path:
+        """A small file about an address as a format reads it, which stays when the file goes."""
+        return self._folder(address).with_suffix(f".{kind}.json")
+
+    def forget(self, address: str) -> None:
+        """Let a fetched file go, and what was noted about it."""
+        shutil.rmtree(self._folder(address), ignore_errors=True)
+        for note in self.root.glob(f"{self._folder(address).name}.*.json"):
+            note.unlink(missing_ok=True)
+
+    @staticmethod
+    def stamps(addresses: list[str]) -> dict[str, str | None]:
+        """What tells an address's file from an older one; None where that cannot be had (no answer, or not over http)."""
+        with ThreadPoolExecutor(16) as pool:
+            return dict(zip(addresses, pool.map(stamp, addresses), strict=True))
 
     def path(self, address: str, wait: bool = True) -> Path:
         """The file on this disk, fetched if need be; without ``wait`` only if nobody is about it already. Errors: ``OSError``."""

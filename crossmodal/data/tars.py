@@ -42,6 +42,8 @@ def _quick(tar: Path, size: int) -> Iterator[tuple[str, int, int]]:
             if len(header) < BLOCK:
                 raise tarfile.ReadError("its end is missing")
             if header.count(0) == BLOCK:
+                if any(data[at:]):
+                    raise tarfile.ReadError("something stands behind its end; tars are not joined by appending one to another")
                 break
             kind = header[156:157]
             if (kind not in PLAIN and kind not in OTHER) or header[124] & 0x80:

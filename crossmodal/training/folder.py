@@ -84,7 +84,7 @@ class Broken:
             self.keys[key] = why
             with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"key": key, "why": why}, ensure_ascii=False) + "\n")
-            print(f"crossmodal: {key} was replaced by the next sample: {why}", file=sys.stderr)
+            print(f"crossmodal: {key} was replaced by another sample: {why}", file=sys.stderr)
         if len(self.keys) > self.limit:
             first = "; ".join(f"{k} ({w})" for k, w in list(self.keys.items())[:3])
             raise UserError(

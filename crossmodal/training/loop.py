@@ -86,9 +86,10 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
     torch.manual_seed(seed_of(recipe.seed, "process", distributed.rank()))  # dropout differs between processes
     state = checkpoint.restore(done, plain, optimizer.optimizer) if done else {"step": 0, "seconds": 0.0}
     step = state["step"]
-    if state.get("samples", len(source)) != len(source):
+    data = {"samples": len(source), "data": source.glimpse()}
+    if done and any(state.get(key, now) != now for key, now in data.items()):
         raise UserError(
-            f"{recipe.data.train}: has {len(source):,} samples, but {out} began with {state['samples']:,}, so their order is another; "
+            f"{recipe.data.train}: holds other samples than {out} began with ({len(source):,}, there were {state['samples']:,}); "
             "resume with the same data, or choose another out."
         )
     log = folder.Log(out, recipe, accelerator, step)
@@ -101,9 +102,7 @@ def _fit(recipe: Recipe, evaluate: Evaluate | None, resume: bool, overwrite: boo
 
     def save(now: float) -> Path:
         plain.model.training_record = {"steps": step, "seconds": round(now - began, 1)}
-        return checkpoint.save(
-            out, step, plain, optimizer.optimizer, {"seconds": now - began, "samples": len(source)}, recipe.train.keep_last
-        )
+        return checkpoint.save(out, step, plain, optimizer.optimizer, {"seconds": now - began, **data}, recipe.train.keep_last)
 
     def evaluated() -> None:
         plain.eval()

@@ -97,7 +97,7 @@ def test_nothing_usable_is_a_sentence(tmp_path):
     members = {f"{n}.{e}": b"broken" for n in range(4) for e in ("png", "txt")}
     source = open_source(str(write_tar(tmp_path / "bad.tar", members)))
     for workers in (0, 2):
-        with pytest.raises(UserError, match="samples in a row cannot be used, the first") as caught:
+        with pytest.raises(UserError, match="samples all over the data cannot be used, the first") as caught:
             batches(source, batch_size=2, stop=1, workers=workers)
         assert "\n" not in str(caught.value)
 

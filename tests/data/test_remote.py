@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from crossmodal.batch import ViewSpec
 from crossmodal.data import remote
 from crossmodal.data.convert import convert
-from crossmodal.data.loader import Order
+from crossmodal.data.loader import Order, TrainingPairs, training_batches
 from crossmodal.data.sources import open_source
+from crossmodal.data.sources.base import Shards
 from crossmodal.errors import UserError
+from crossmodal.recipe import DataPart
 from tests.conftest import COLOURS, encoded, shape, write_tar
 from tests.data.test_epochs import draw
 
@@ -32,7 +35,8 @@ def served(folder):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
-            asked.append(self.path)
+            if self.command == "GET":
+                asked.append(self.path)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -123,6 +127,45 @@ def test_what_is_announced_is_fetched_before_it_is_asked_for(shards):
         source.kept._ahead.join(10)
         assert [path for path in asked if path.endswith(".tar")] == ["/2.tar"]
         assert source[20].captions == ("number 20",) and source.kept.place(f"{at}/2.tar").is_file()
+
+
+def test_a_file_that_changed_is_fetched_anew_and_one_that_is_no_tar_does_not_stay(shards):
+    with served(shards) as (at, _):
+        assert open_source(f"wds:{at}/0.tar")[0].captions == ("number 0",)
+        shutil.copy(shards / "2.tar", shards / "0.tar")
+        source = open_source(f"wds:{at}/0.tar")
+        assert len(source) == 11 and source[0].captions == ("number 12",)
+        (shards / "9.tar").write_text("<html>busy</html>" * 100)
+        with pytest.raises(UserError, match=rf"{at}/9\.tar: not a whole tar file"):
+            open_source(f"wds:{at}/9.tar")
+        shutil.copy(shards / "4.tar", shards / "9.tar")
+        assert len(open_source(f"wds:{at}/9.tar")) == 6
+        with pytest.raises(UserError, match="is not parquet"):  # a count of one format is none of another's
+            open_source(f"parquet:{at}/0.tar")
+
+
+def test_a_shard_that_vanishes_costs_its_own_samples_only(shards, tmp_path):
+    with served(shards) as (at, _):
+        spec = f"wds:{at}/{{0..4}}.tar"
+        assert len(open_source(spec)) == 33
+        shutil.rmtree(next(f for f in (tmp_path / "cache" / "shards").glob("*") if (f / "2.tar").is_file()))
+        (shards / "2.tar").unlink()
+        data = DataPart(image_size=16, batch_size=11, workers=0)
+        source = Shards(
+            "tar", "x", [f"{at}/{n}.tar" for n in range(5)], lambda f: open_source(str(f)), lambda a: dict(enumerate(SHARDS))[int(a[-5])]
+        )
+        pairs = TrainingPairs(source, {"image": ViewSpec("image"), "text": ViewSpec("text")}, data, "shortest", 0)
+        seen = list(training_batches(pairs, source, data, lambda texts: torch.zeros(len(texts), 1), 0, 0, 3))
+    lost = {f"{n:03d}" for n in range(12, 23)}
+    keys = Counter(key for batch in seen for key in batch.keys)
+    assert not keys.keys() & lost and set(keys) == {f"{n:03d}" for n in range(33)} - lost
+    assert any("404" in why for batch in seen for _, why in batch.broken)
+
+
+def test_an_address_keeps_its_own_query(shards):
+    with served(shards) as (at, asked):
+        assert len(open_source(f"wds:{at}/0.tar?X-Sig=abc&limit=3")) == 3
+        assert asked == ["/0.tar?X-Sig=abc"] or "/0.tar?X-Sig=abc" in asked
 
 
 def test_a_connection_that_breaks_off_leaves_nothing(tmp_path):

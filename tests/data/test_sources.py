@@ -1,6 +1,8 @@
 """Every format yields its pairs; every mistake is one sentence."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -166,3 +168,110 @@ def test_links_in_a_tar_are_not_followed(tmp_path):
         tar.addfile(text, io.BytesIO(data))
     with pytest.raises(UserError, match="holds no picture"):
         open_source(str(path))
+
+
+def test_a_key_that_comes_again_begins_another_sample(tmp_path):
+    red, green, blue = (encoded(shape(colour, "circle")) for colour in ("red", "green", "blue"))
+    members = [("a.png", red), ("a.txt", b"red"), ("b.txt", b"lost"), ("a.png", green), ("a.txt", b"green"), ("a.png", blue)]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = open_source(str(tmp_path / "x.tar"))
+    assert [(source[n].image, source[n].captions) for n in range(2)] == [(red, ("red",)), (green, ("green",))] and len(source) == 2
+    assert source.left_out == {"texts without a picture": 1, "pictures without a text": 1}
+    (tmp_path / "two.tar").write_bytes((tmp_path / "x.tar").read_bytes() * 2)
+    with pytest.raises(UserError, match="something stands behind its end"):
+        open_source(str(tmp_path / "two.tar"))
+
+
+def test_what_is_passed_over_is_said(pairs, tmp_path, capsys):
+    table = pairs.parent / "half.csv"
+    table.write_text("filepath, title\n00.png,one\n01.jpg,\n02.png,  \n")
+    assert len(open_source(str(table))) == 1
+    assert "passed over 2 rows without a caption" in capsys.readouterr().err
+    table.unlink()
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ("a.jpg,a dog, running\n", "line 2: has 3 fields, where the header has 2"),
+        ("a.jpg\n", "line 2: has 1 field, where the header has 2"),
+        ('a.jpg,one\nb.jpg,"two\nc.jpg,three\n', "line 3: unexpected end of data; is a quotation mark never closed"),
+    ],
+)
+def test_a_malformed_table_names_its_line(tmp_path, rows, sentence):
+    for name, header in (("t.csv", "filepath,title\n"), ("metadata.csv", "file_name,text\n")):
+        (tmp_path / name).write_text(header + rows)
+        with pytest.raises(UserError) as caught:
+            open_source(str(tmp_path / name) if name == "t.csv" else f"metadata:{tmp_path}")
+        assert sentence in str(caught.value)
+
+
+def test_folders_are_what_stands_in_them(tmp_path):
+    def put(place):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shape("red", "circle").save(tmp_path / place)
+
+    for place in ("pairs/sub/a.png", "hub/train/a.png", "classes/cat/a.png"):
+        put(place)
+    (tmp_path / "pairs" / "sub" / "a.txt").write_text("a caption")
+    (tmp_path / "hub" / "train" / "metadata.csv").write_text("file_name,text\na.png,said\n")
+    (tmp_path / "classes" / "README.txt").write_text("about them")
+    assert open_source(str(tmp_path / "pairs"))[0].captions == ("a caption",)
+    assert open_source(str(tmp_path / "classes")).classes == [("cat",)]
+    with pytest.raises(UserError, match=r"has metadata\.csv in a folder of it; name that one"):
+        open_source(str(tmp_path / "hub"))
+
+
+def test_a_folder_of_shards_is_all_of_them(tar_file, tmp_path):
+    for n in range(2):
+        (tmp_path / f"{n}.tar").write_bytes(tar_file.read_bytes())
+    assert len(open_source(str(tmp_path))) == len(open_source(f"wds:{tmp_path}")) == 24
+
+
+def test_parts_of_a_mixture_have_their_own_options(pairs, tar_file):
+    other = pairs.parent / "other.csv"
+    other.write_text("img,alt\n00.png,one\n")
+    source = open_source(f"mix:{pairs}?limit=3+csv:{other}?image=img&caption=alt+2*{tar_file}?limit=2")
+    assert len(source) == 3 + 1 + 4 and source[3].captions == ("one",)
+
+
+def test_half_a_character_becomes_a_replacement(tmp_path):
+    members = {"0.png": encoded(shape("red", "cross")), "0.json": b'{"caption": "broken \\ud83d emoji, whole \\ud83d\\ude00"}'}
+    source = open_source(str(write_tar(tmp_path / "x.tar", members)))
+    assert source[0].captions == ("broken \ufffd emoji, whole \U0001f600",)
+
+
+@pytest.mark.parametrize(
+    ("members", "captions", "label"),
+    [
+        ({"0.cls": b"dog"}, (), None),
+        ({"0.json": b"[" * 100_000}, (), None),
+        ({"0.json": '{"caption": "café"}'.encode("latin-1")}, ("caf\ufffd",), None),
+    ],
+)
+def test_a_text_that_is_damaged_costs_no_more_than_itself(tmp_path, members, captions, label):
+    source = open_source(str(write_tar(tmp_path / "x.tar", {"0.png": encoded(shape("red", "cross"))} | members)))
+    assert source[0].captions == captions and source[0].label == label
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("wds:{d}/{{05..00}}.tar", "counts down"),
+        ("csv:", "names no file"),
+        ("{d}/p.csv?limit=\u00b2", "limit is a number of samples"),
+        ("{d}/empty.csv", "its first line names the columns"),
+        ("{d}/nul.csv", "does not exist"),
+    ],
+)
+def test_more_mistakes_are_one_sentence(tmp_path, spec, sentence):
+    (tmp_path / "p.csv").write_text("filepath,title\na,b\n")
+    (tmp_path / "nul.csv").write_text("filepath,title\na\0b.jpg,b\n")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UserError, match=sentence) as caught:
+        open_source(spec.format(d=tmp_path))
+    assert "\n" not in str(caught.value)

@@ -6,13 +6,13 @@ that name the same picture are one sample with several captions.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from crossmodal.batch import Sample
 from crossmodal.data import pictures
 from crossmodal.data.sources.base import Source
 from crossmodal.data.strings import Groups, Strings
+from crossmodal.data.tables import table_rows
 from crossmodal.errors import UserError, nearest
 
 ENDINGS = (".csv", ".tsv")
@@ -27,28 +27,22 @@ class CsvSource(Source):
         if not table.is_file():
             raise UserError(f"{path}: no such file.")
         captions: dict[str, str | list[str]] = {}  # most have one, which needs no list
+        checked, lone = False, 0
         try:
             with table.open(encoding="utf-8-sig", newline="") as lines:
-                header = lines.readline()
-                delimiter = max(",\t;|", key=header.count)
-                columns = next(csv.reader([header], delimiter=delimiter), [])
-                for column in (image, caption):
-                    if column not in columns:
-                        option = "image" if column == image else "caption"
-                        raise UserError(
-                            f"{path}: has no column {column!r} (its columns: {', '.join(columns) or 'none'}); {nearest(column, columns)} "
-                            f"Name it with csv:{path}?{option}=COLUMN."
-                        )
-                for row in csv.DictReader(lines, columns, delimiter=delimiter):
-                    said = (row[caption] or "").strip() if row[image] else ""
+                for _, row in table_rows(table, lines):
+                    if not checked:
+                        _check(path, image, caption, list(row))
+                        checked = True
+                    said = row[caption].strip() if row[image] else ""
                     if not said:
+                        lone += 1
                         continue
                     before = captions.get(row[image], [])
                     captions[row[image]] = [*([before] if isinstance(before, str) else before), said] if before else said
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from error
-        except csv.Error as error:
-            raise UserError(f"{path}: not a readable table: {error}.") from error
+        self.left_out = {"rows without a caption": lone} if lone else {}
         self.root = table.parent
         self.names = Strings(captions)
         self.captions = Groups([said] if isinstance(said, str) else said for said in captions.values())
@@ -60,3 +54,12 @@ class CsvSource(Source):
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         return Sample(name, pictures.read(name, self.root), self.captions[index])
+
+
+def _check(path: str, image: str, caption: str, columns: list[str]) -> None:
+    for column, option in ((image, "image"), (caption, "caption")):
+        if column not in columns:
+            raise UserError(
+                f"{path}: has no column {column!r} (its columns: {', '.join(columns)}); {nearest(column, columns)} "
+                f"Name it with csv:{path}?{option}=COLUMN."
+            )

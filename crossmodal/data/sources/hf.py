@@ -65,6 +65,8 @@ class HubSource(Source):
         columns = dataset.column_names
         self.image = _column(columns, image, IMAGES, path, "image")
         self.caption = _column(columns, caption, CAPTIONS, path, "caption", needed=label not in columns)
+        if label not in columns and label != "label":
+            _column(columns, label, (), path, "label")
         self.label = label if label in columns else None
         names = getattr(dataset.features.get(label), "names", None)
         self.classes = [(n.replace("_", " "),) for n in names] if names else None

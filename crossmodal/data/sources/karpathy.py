@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from crossmodal.data.sources.base import Listed
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, in_short
 
 
 class KarpathySource(Listed):
@@ -23,13 +23,13 @@ class KarpathySource(Listed):
             said = json.loads(file.read_text(encoding="utf-8"))["images"]
             there = {each.get("split") for each in said}
             names = [
-                (str(Path(each.get("filepath", "")) / each["filename"]), tuple(s["raw"].strip() for s in each["sentences"]))
+                (str(Path(each.get("filepath", "")) / each["filename"]), tuple(filter(None, (s["raw"].strip() for s in each["sentences"]))))
                 for each in said
                 if wanted is None or each["split"] in wanted
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not Karpathy's layout (images with filename, split, sentences): {error!r}.") from error
+            raise UserError(f"{path}: not Karpathy's layout (images with filename, split, sentences): {in_short(error)}.") from error
         if wanted and not wanted <= there:
             raise UserError(f"{path}: has no split {sorted(wanted - there)[0]!r}; its splits: {', '.join(sorted(map(str, there)))}.")
-        self.samples = [(name, name, said) for name, said in names]
+        self.keep((name, name, said) for name, said in names)
         self.check_first(path)

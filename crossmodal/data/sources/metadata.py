@@ -5,12 +5,12 @@ The table has ``file_name`` (relative to DIR) and ``text``, ``caption`` or ``cap
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from crossmodal.data.sources.base import Listed
+from crossmodal.data.tables import table_rows
 from crossmodal.errors import UserError
 
 FOLDERS = ("metadata.csv", "metadata.jsonl")
@@ -33,7 +33,7 @@ class MetadataSource(Listed):
                 raise UserError(f"{table}, line {number}: lacks file_name or {wanted} (it has: {', '.join(map(str, row))}).")
             said = row[column] if isinstance(row[column], list) else [row[column]]
             captions.setdefault(str(row["file_name"]), []).extend(c.strip() for c in said if isinstance(c, str) and c.strip())
-        self.samples = [(name, name, tuple(said)) for name, said in captions.items() if said]
+        self.keep((name, name, tuple(said)) for name, said in captions.items())
         self.check_first(str(table))
 
 
@@ -42,7 +42,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             if table.suffix == ".csv":
-                yield from enumerate(csv.DictReader(lines), 2)
+                yield from table_rows(table, lines)
                 return
             for number, line in enumerate(lines, 1):
                 if line.strip():

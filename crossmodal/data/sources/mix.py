@@ -17,7 +17,9 @@ from crossmodal.errors import UserError
 
 
 class MixSource(Source):
-    """Parts stand one after another; keys are those of the parts."""
+    """Parts stand one after another; keys are those of the parts, and so are options: ``mix:a.csv?caption=alt+b.tar?limit=100``."""
+
+    takes_queries = True
 
     def __init__(self, path: str):
         from crossmodal.data.sources import open_source

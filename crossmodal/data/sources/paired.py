@@ -9,7 +9,7 @@ from crossmodal.data.sources.base import Source
 from crossmodal.data.sources.folder import PICTURES
 from crossmodal.errors import UserError
 
-FOLDERS = ("*.txt",)
+BESIDE = (".txt",)
 
 
 class PairedSource(Source):
@@ -21,6 +21,8 @@ class PairedSource(Source):
             raise UserError(f"{path}: no such folder.")
         found = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in PICTURES)
         self.files = [file for file in found if file.with_suffix(".txt").is_file()]
+        lone = len(found) - len(self.files)
+        self.left_out = {"pictures without a text": lone} if lone else {}
         if not self.files:
             raise UserError(f"{path}: holds no picture with its text; a.jpg goes with a.txt.")
 

@@ -17,6 +17,7 @@ from crossmodal.data.sources.hf import HubSource, quiet_without_a_terminal
 from crossmodal.errors import UserError
 
 ENDINGS = (".parquet",)
+FOLDERS = ("*.parquet",)
 FOOTER = 1 << 16  # bytes that hold most footers
 
 
@@ -29,7 +30,7 @@ class ParquetSource(HubSource):
         from datasets.exceptions import DatasetGenerationError
 
         quiet_without_a_terminal()
-        files = local(path)
+        files = local(path, ".parquet")
         self.root = files[0].parent
         try:
             dataset = Dataset.from_parquet([str(f) for f in files], cache_dir=str(room) if room else None)
@@ -45,7 +46,7 @@ class ParquetSource(HubSource):
     @classmethod
     def in_turn(cls, who: str, addresses: list[str], **options: str) -> Shards:
         """Tables that are fetched as their turn comes. Errors: ``UserError``."""
-        return Shards(who, addresses, lambda file: cls(str(file), file.parent, **options), rows)
+        return Shards("parquet", who, addresses, lambda file: cls(str(file), file.parent, **options), rows)
 
 
 def rows(address: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections import Counter
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from crossmodal.errors import UserError
 
 ALIASES = ("wds",)
 ENDINGS = (".tar",)
+FOLDERS = ("*.tar",)
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("json", "txt", "cls", "npy")
 KINDS = {extension: number for number, extension in enumerate(PICTURES + TEXTS)}
@@ -37,7 +39,7 @@ class TarSource(Source):
     JSON, a text or a list: ``?caption=alt``, ``?caption=translations.ja``; samples that have nothing there have no caption."""
 
     def __init__(self, path: str, *, classes: str | None = None, caption: str | None = None):
-        self.shards, self.caption = local(path), caption
+        self.shards, self.caption = local(path, ".tar"), caption
         self._index()
         self._open: dict[tuple[int, int], FileIO] = {}  # (process, shard): a file is never shared over a fork
         if not len(self.keys):
@@ -54,7 +56,7 @@ class TarSource(Source):
     @classmethod
     def in_turn(cls, who: str, addresses: list[str], **options: str) -> Shards:
         """Tars that are fetched as their turn comes. Errors: ``UserError``."""
-        source = Shards(who, addresses, lambda file: cls(str(file), **options), promised)
+        source = Shards("tar", who, addresses, lambda file: cls(str(file), **options), promised)
         source.classes = shown(_names(options["classes"])) if "classes" in options else None
         return source
 
@@ -69,24 +71,34 @@ class TarSource(Source):
         """Keys, and for every sample its shard and where its files stand, in arrays."""
         pictures, texts = set(PICTURES), set(TEXTS)
         keys: list[str] = []
+        without: Counter[str] = Counter()
         shard_of, starts, kinds, places = array("i"), array("q", [0]), array("b"), array("q")
         for number, shard in enumerate(self.shards):
-            found: dict[str, dict[str, tuple[int, int]]] = {}
+            found: list[tuple[str, dict[str, tuple[int, int]]]] = []
+            newest: dict[str, dict[str, tuple[int, int]]] = {}  # of each key: one that comes again begins another sample
             for name, offset, size in tars.members(shard):
                 folder, _, file = name.rpartition("/")
                 key, _, extension = file.partition(".")
                 extension = extension.lower()
                 if extension in KINDS:
-                    found.setdefault(f"{folder}/{key}" if folder else key, {})[extension] = (offset, size)
-            for key, members in found.items():
-                if members.keys() & pictures and members.keys() & texts:
+                    key = f"{folder}/{key}" if folder else key
+                    if key not in newest or extension in newest[key]:
+                        newest[key] = {}
+                        found.append((key, newest[key]))
+                    newest[key][extension] = (offset, size)
+            for key, members in found:
+                if not members.keys() & texts:
+                    without["pictures without a text"] += 1
+                elif not members.keys() & pictures:
+                    without["texts without a picture"] += 1
+                else:
                     keys.append(key)
                     shard_of.append(number)
                     for extension, place in members.items():
                         kinds.append(KINDS[extension])
                         places.extend(place)
                     starts.append(len(kinds))
-        self.keys = Strings(keys)
+        self.keys, self.left_out = Strings(keys), dict(without)
         self._shard, self._starts = np.frombuffer(shard_of, np.int32), np.frombuffer(starts, np.int64)
         self._kinds, self._places = np.frombuffer(kinds, np.int8), np.frombuffer(places, np.int64).reshape(-1, 2)
 
@@ -111,7 +123,8 @@ class TarSource(Source):
         if "txt" in members and not captions and not self.caption:
             captions = [self._read(shard, *members["txt"]).decode("utf-8", errors="replace").strip()]
         if "cls" in members and label is None:
-            label = int(self._read(shard, *members["cls"]))
+            number = self._read(shard, *members["cls"]).strip()
+            label = int(number) if number.isdigit() else None
         if self.classes and not captions and label in range(len(self.classes)):
             captions = list(self.classes[label])
         return Sample(key, image, tuple(c for c in captions if c), label)
@@ -120,8 +133,8 @@ class TarSource(Source):
         """What a sample's JSON says; nothing where there is none or it is not a mapping."""
         shard, members = self._members(index)
         try:
-            about = json.loads(self._read(shard, *members["json"])) if "json" in members else {}
-        except ValueError:
+            about = json.loads(self._read(shard, *members["json"]).decode("utf-8", "replace")) if "json" in members else {}
+        except (ValueError, RecursionError):
             return {}
         return about if isinstance(about, dict) else {}
 

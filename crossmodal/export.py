@@ -95,6 +95,7 @@ def _open_clip(model: Model, folder: Path, pictures: Tensor, texts: list[str]) -
         state["logit_bias"] = model.logit_bias.squeeze(0)
     resize = {"shortest": "shortest", "squash": "squash", "pad": "longest"}[model.image.resize]
     seen = {"mean": model.image.mean, "std": model.image.std, "interpolation": "bicubic", "resize_mode": resize, "size": model.image_size}
+    seen |= {"fill_color": 255}  # what is padded is white
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": about, "preprocess_cfg": seen}, indent=2) + "\n")
     save_file(_owned(state), folder / "open_clip_model.safetensors")
     place = f"local-dir:{folder.absolute()}"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from crossmodal.batch import ViewSpec
-from crossmodal.data.loader import Order, TrainingPairs, check_batch, evaluation_batches, sentences, training_batches
+from crossmodal.data.loader import TrainingPairs, check_batch, evaluation_batches, sentences, training_batches
+from crossmodal.data.order import Order
 from crossmodal.data.sources import open_source
 from crossmodal.data.views import EvalView
 from crossmodal.errors import UserError

@@ -17,7 +17,8 @@ import torch
 from crossmodal.batch import ViewSpec
 from crossmodal.data import remote
 from crossmodal.data.convert import convert
-from crossmodal.data.loader import Order, TrainingPairs, training_batches
+from crossmodal.data.loader import TrainingPairs, training_batches
+from crossmodal.data.order import Order
 from crossmodal.data.sources import open_source
 from crossmodal.data.sources.base import Shards
 from crossmodal.errors import UserError

@@ -31,11 +31,16 @@ CASES = {
     },
     "contrastive + simclr": {"contrastive": {}, "simclr": {"hidden": 24, "out": 16}},
     "contrastive + captioning": {"contrastive": {}, "captioning": {"weight": 2.0}},
+    "contrastive + auxiliary": {"contrastive": {}, "auxiliary": {"weight": 3.0}},
     "triplet": {"tests.objectives.triplet": {}},
     "simclr, synced norm": {"simclr": {"hidden": 24, "out": 16, "norm": "synced", "temperature": 0.5}},
     "contrastive + triplet": {"contrastive": {"weight": 0.7}, "tests.objectives.triplet": {"weight": 1.3}},
 }
-MODEL = ["model.pooler={queries: 3, heads: 2}", "model.decoder={layers: 1, heads: 2}"]  # where a case has a decoder
+LAVIT = "{tower: 'lavit:tiny', kwargs: {widths: [8, 16, 20, 32], heads: [1, 2, 2, 4], depths: [1, 1, 2, 2]}}"
+MORE = {  # what a case needs of the model
+    "captioning": ["model.pooler={queries: 3, heads: 2}", "model.decoder={layers: 1, heads: 2}"],
+    "auxiliary": [f"model.image={LAVIT}"],
+}
 N = 16
 CAPTIONS = [" ".join(WORDS[: 2 + (5 * n) % 13]) + f" {n}" for n in range(N)]
 CAPTIONS[6] = CAPTIONS[14]  # the same caption twice
@@ -68,7 +73,7 @@ gradients = {}
 for name, objectives in CASES.items():
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
-        more = MODEL if "captioning" in objectives else []
+        more = [each for objective in objectives for each in MORE.get(objective, [])]
         built = task.build(recipe.read(recipe_file, [f"objectives={objectives!r}".replace("'", '"'), *more])).to(dtype).train()
         wrapped = accelerator.prepare(built)
         share = whole_batch(built)

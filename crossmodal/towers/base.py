@@ -293,6 +293,11 @@ def options_for(part: ImagePart | TextPart, known: dict[str, Any]) -> dict[str, 
     return {key: tuple(value) if isinstance(value := part.kwargs.get(key, usual), list) else value for key, usual in known.items()}
 
 
+def widened(x: Tensor) -> Tensor:
+    """In fp32 at least, as losses want it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def trim(ids: Tensor, pad_id: int) -> Tensor:
     """[B, T] → [B, longest]: columns after the last one that holds anything but padding are cut."""
     used = (ids != pad_id).any(0).nonzero()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from crossmodal import registry
 from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import ImagePart
-from crossmodal.towers.base import ImageTower, options_for
+from crossmodal.towers.base import ImageTower, options_for, widened
 
 SIZES = {
     "tiny": {"width": 192, "little": 48, "depth": 12, "heads": 3},
@@ -126,7 +126,7 @@ class BigLittle(ImageTower):
             wanted = teacher(images)["tokens"]
         if wanted.shape[1] != tokens.shape[1]:
             raise UserError(f"{self.teacher_part.tower}: the teacher has {wanted.shape[1]} tokens, the tower {tokens.shape[1]}.")
-        return 1 - F.cosine_similarity(tokens.float(), wanted.float(), dim=-1).mean(1)
+        return 1 - F.cosine_similarity(widened(tokens), widened(wanted), dim=-1).mean(1)
 
 
 def _begin(module: nn.Module) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import ImagePart
-from crossmodal.towers.base import ImageTower, options_for
+from crossmodal.towers.base import ImageTower, options_for, widened
 
 SIZES = {
     "tiny": {"widths": (32, 64, 160, 256), "heads": (1, 2, 5, 8), "depths": (2, 2, 4, 4)},
@@ -120,7 +120,7 @@ class Stage(nn.Module):
                 continue
             x, scores = layer(x, [self.side, self.side], scores)
             if unlike is not None and isinstance(layer.attn, Reused):
-                unlike.append(unlikeness(scores.float().softmax(-1)))
+                unlike.append(unlikeness(widened(scores).softmax(-1)))
         return self.norm(x), scores
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossmodal import files
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, in_short
 from crossmodal.model import Model
 
 HALVES = ("image", "text")
@@ -82,7 +82,7 @@ def _open_clip(model: Model, folder: Path, pictures: Tensor, texts: list[str]) -
     for half, name in (("image", "visual"), ("text", "text")):
         made = getattr(model, half).as_open_clip(heads[half], folder)
         if made is None:
-            raise _no_place("open_clip", model, half)
+            raise _no_place("open_clip", model, half, " (timm's go in by name alone, at their own size, under a linear projection)")
         sections[half], weights = made
         state |= {f"{name}.{key}": x for key, x in weights.items()}
     quick = {half: bool(section.pop("quick_gelu", False)) for half, section in sections.items() if "quick_gelu" in section}
@@ -154,7 +154,7 @@ def _joined(model: Model) -> nn.Module:
     inner = {half: getattr(model, half).as_transformers() for half in heads}
     for half, encoder in inner.items():
         if encoder is None or heads[half] is None:
-            why = "" if half == "image" else " (of text towers, those with CLIP's own pooling)"
+            why = " (without a projection of its own)" if half == "image" else " (of text towers, those with CLIP's own pooling)"
             raise _no_place("transformers", model, half, why)
     shared = {"projection_dim": model.part.embed_dim, "logit_scale_init_value": model.logit_scale.item()}
     clip = isinstance(inner["image"], transformers.CLIPVisionModel) and isinstance(inner["text"], transformers.CLIPTextModel)
@@ -163,7 +163,10 @@ def _joined(model: Model) -> nn.Module:
         if clip
         else (transformers.VisionTextDualEncoderModel, transformers.VisionTextDualEncoderConfig)
     )
-    parts = {f"{name}_config": inner[half].config.to_dict() for half, name in (("image", "vision"), ("text", "text"))}
+    parts = {
+        f"{name}_config": {"hidden_size": getattr(model, half).width, **inner[half].config.to_dict()}
+        for half, name in (("image", "vision"), ("text", "text"))
+    }
     library = kind(config(**parts, **shared))
     for half, name in (("image", "vision"), ("text", "text")):
         getattr(library, f"{name}_model").load_state_dict(inner[half].state_dict())
@@ -210,7 +213,12 @@ def _onnx(model: Model, folder: Path, pictures: Tensor, texts: list[str]) -> Emb
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"model.{half}: torch's exporter cannot trace {getattr(model.part, half).tower}: {reason}") from error
         runs = onnxruntime.InferenceSession(str(folder / f"{half}.onnx"), providers=["CPUExecutionProvider"])
-        rows = [runs.run(None, {name: part.numpy()})[0] for part in (given[:1], given[1:])]  # the batch's size is free
+        try:
+            rows = [runs.run(None, {name: part.numpy()})[0] for part in (given[:1], given[1:])]  # the batch's size is free
+        except Exception as error:  # onnxruntime's errors have no common class of their own
+            raise UserError(
+                f"model.{half}: {getattr(model.part, half).tower} is traced for one size of batch only: {in_short(error)}"
+            ) from error
         out.append(torch.cat([torch.from_numpy(part) for part in rows]))
     model.text.save_tokenizer(folder)
     about = {"image_size": model.image_size, "resize": model.image.resize, "context_length": model.text.context_length}

@@ -336,6 +336,10 @@ def _combinations(recipe: Recipe, said: dict[tuple, str], path: str) -> None:
         refuse("eval.every", "asks for evaluation, but neither data.val nor eval.benchmarks says on what.")
     if recipe.train.keep_best and not recipe.eval.every:
         refuse("train.keep_best", "keeps the best of several evaluations; set eval.every.")
+    for half in ("image", "text"):
+        for key in getattr(recipe.model, half).kwargs:
+            if ":" in key:
+                refuse(f"model.{half}.kwargs", f"has the key {key!r}; put a space after the colon.")
     for template in recipe.eval.templates:
         if "{}" not in template:
             refuse("eval.templates", f"has {template!r}, which lacks {{}} for the class name.")

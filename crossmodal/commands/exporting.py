@@ -20,21 +20,32 @@ def export(options: argparse.Namespace) -> None:
     differences = export(model, options.to, options.out, write_card)
     print(f"{options.to}: {options.out} (largest difference: pictures {differences['image']:.1e}, texts {differences['text']:.1e})")
     if options.push:
+        if place := stuck(options.out):
+            raise UserError(f"{options.out}/{place} names files of this machine, so that nobody else could read it; it was not pushed.")
         print(f"pushed: {push(options.out, options.push)}")
 
 
 def card(ref: str, model, kind: str, differences: dict[str, float]) -> str:
     """A model card: what it is, how it was trained, on what, and how well it does, from the run folder where there is one."""
+    import torch
+
     from crossmodal import recipe
     from crossmodal.pages import markdown
 
-    run = next((folder for folder in (Path(ref), *Path(ref).parents) if (folder / "recipe.yaml").is_file()), None)
+    near = [Path(ref), *list(Path(ref).parents)[:3]] if Path(ref).is_dir() else []  # a run, its model/, a checkpoint, that one's model/
+    run = next((folder for folder in near if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()), None)
     said = recipe.read(run / "recipe.yaml") if run else None
     evaluations = run / "eval.jsonl" if run else None
     lines = evaluations.read_text(encoding="utf-8").splitlines() if evaluations and evaluations.is_file() else []
     figures = {k: v for k, v in json.loads(lines[-1]).items() if k != "step" and isinstance(v, int | float)} if lines else {}
     return markdown("card").render(
-        name=run.name if run else Path(ref).name,
+        name=run.name if run else Path(ref.rpartition(":")[2]).name or ref,
+        logit_bias=model.logit_bias.item(),
+        inputs=[
+            key
+            for key in model.image.inputs(torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8))
+            if key != "pixel_values"
+        ],
         kind=kind,
         differences=differences,
         model=model.part,
@@ -51,6 +62,11 @@ def card(ref: str, model, kind: str, differences: dict[str, float]) -> str:
         figures=figures,
         recipe=(run / "recipe.yaml").read_text(encoding="utf-8").strip() if run else None,
     )
+
+
+def stuck(folder: Path) -> str | None:
+    """A configuration in a folder that says where the folder stands, which would be untrue elsewhere."""
+    return next((file.name for file in folder.glob("*.json") if str(folder.absolute()) in file.read_text(encoding="utf-8")), None)
 
 
 def push(folder: Path, name: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crossmodal.batch import Batch, Encoded, ViewSpec
+from crossmodal.errors import UserError
 from crossmodal.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ class Auxiliary(Objective):
 
     views = {"image": ViewSpec("image")}
     needs = ("image:loss",)
+
+    def attach(self, model: Model, steps: int) -> None:
+        if not any(p.requires_grad for p in model.image.parameters()):
+            raise UserError(
+                "objectives.auxiliary: model.image is frozen, so that a loss of its own trains nothing; leave one of the two out."
+            )
 
     def pair_terms(self, model: Model, batch: Batch, encoded: Encoded) -> dict[str, tuple[Tensor, Tensor]]:
         loss = encoded["image:loss"]

@@ -108,6 +108,10 @@ class BigLittle(ImageTower):
                 raise UserError(
                     f"{self.teacher_part.tower}: the teacher's tokens have {teacher.token_width} channels, the tower's {self.width}."
                 )
+            if not teacher.pretrained and self.teacher_part.pretrained is not False:
+                raise UserError(
+                    f"{self.teacher_part.tower}: a teacher of random weights teaches nothing; set teacher_pretrained (or false)."
+                )
             teacher.freeze(True)
             self._teacher.append(teacher.eval())
 

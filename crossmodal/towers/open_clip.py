@@ -44,6 +44,8 @@ def _library_model(part: ImagePart | TextPart, section: str, **sizes: int | None
             raise UserError(f"{part.tower}: {tag!r} is neither a weights file nor a tag of this model; {nearest(tag, known)}")
         tag = str(path)
     merged = {section: {**config[section], **{k: v for k, v in sizes.items() if v}, **part.kwargs}}
+    if folder and merged[section].get("hf_model_name"):
+        merged[section]["hf_model_pretrained"] = False  # its weights are among the folder's
     if not tag:  # the other half is thrown away: build it small
         merged |= {other: {**config[other], **small} for other, small in SMALLEST.items() if other != section and other in config}
     root = logging.getLogger()

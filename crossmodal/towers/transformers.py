@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from crossmodal import chance, resources
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, nearest
 from crossmodal.recipe import ImagePart, TextPart
 from crossmodal.towers.base import ImageTower, TextTower, flatten_tokens
 
@@ -25,15 +25,18 @@ ALIASES = ("hf",)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def _library_model(part: ImagePart | TextPart) -> tuple[nn.Module, str, bool]:
-    """(the library's model, where it came from, whether it has pretrained weights)."""
+def _library_model(part: ImagePart | TextPart, image_size: int | None = None) -> tuple[nn.Module, str, bool]:
+    """(the library's model, where it came from, whether it has pretrained weights). Random weights are made for ``image_size``."""
     spec = part.tower.partition(":")[2]
     place = str(resources.local_path(spec))
     if isinstance(part.pretrained, str):
         raise UserError(f"{part.tower}: pretrained is true or false here; the weights are those of the folder or hub id itself.")
     try:
         if _is_architecture(part):
-            return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(place, **part.kwargs)), "", False
+            _check_kwargs(part, transformers.AutoConfig.for_model(place))
+            config = transformers.AutoConfig.for_model(place, **part.kwargs)
+            return transformers.AutoModel.from_config(_sized(config, part, image_size)), "", False
+        _check_kwargs(part, transformers.AutoConfig.from_pretrained(place, trust_remote_code=False))
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **part.kwargs)
         local = Path(place).is_dir()
         pretrained = any((Path(place) / w).is_file() for w in WEIGHTS) if local else True
@@ -46,7 +49,7 @@ def _library_model(part: ImagePart | TextPart) -> tuple[nn.Module, str, bool]:
             if pretrained:
                 model = transformers.AutoModel.from_pretrained(place, config=config, dtype=torch.float32)
             else:
-                model = transformers.AutoModel.from_config(config)
+                model = transformers.AutoModel.from_config(_sized(config, part, image_size))
         finally:
             if bars:
                 transformers.utils.logging.enable_progress_bar()
@@ -62,6 +65,19 @@ def _is_architecture(part: ImagePart | TextPart) -> bool:
     """Whether the tower is named by its architecture alone, which has no weights."""
     name = part.tower.partition(":")[2]
     return part.pretrained is False and name in transformers.CONFIG_MAPPING and not Path(name).is_dir()
+
+
+def _check_kwargs(part: ImagePart | TextPart, config: transformers.PretrainedConfig) -> None:
+    """Configurations of transformers keep whatever they are given. Errors: ``UserError`` for a key that this one has no use for."""
+    for key in part.kwargs:
+        if not hasattr(config, key):
+            raise UserError(f"{part.tower}: does not take {key!r} in kwargs; {nearest(key, config.to_dict())}")
+
+
+def _sized(config: transformers.PretrainedConfig, part: ImagePart | TextPart, image_size: int | None) -> transformers.PretrainedConfig:
+    if image_size and "image_size" not in part.kwargs and isinstance(getattr(config, "image_size", None), int):
+        config.image_size = image_size
+    return config
 
 
 def _scalars(model: nn.Module) -> dict[str, float]:
@@ -87,7 +103,7 @@ class HFImage(ImageTower):
 
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__(part, image_size)
-        model, place, self.pretrained = _library_model(part)
+        model, place, self.pretrained = _library_model(part, image_size)
         self.config = model.config
         self.dual = hasattr(model, "get_image_features")
         self.own_head = self.dual and part.projection == "none"
@@ -99,16 +115,21 @@ class HFImage(ImageTower):
         drops = lambda m: type(m).__name__.endswith("DropPath") and hasattr(m, "drop_prob")
         chance.by_row(model, drops, lambda m, salt: chance.DropPath(m.drop_prob, salt))
         self.model = model
-        size = getattr(self._vision(), "image_size", None) or image_size or 224
-        self.native_size = size[0] if isinstance(size, (list, tuple)) else size
-        self.image_size = image_size or self.native_size
+        size = getattr(self._vision(), "image_size", None)
         inner = model.vision_model if self.own_head else model
         self.in_patches = "spatial_shapes" in inspect.signature(inner.forward).parameters  # SigLIP 2's NaFlex takes pictures cut up
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(place or "/", trust_remote_code=False)
             self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
+            whole, cut = processor.size or {}, (getattr(processor, "crop_size", None) or {}) if processor.do_center_crop else {}
+            if "height" in whole and not cut:
+                self.resize = "squash"
+            size = size or cut.get("height") or whole.get("height") or whole.get("shortest_edge")
         except (OSError, ValueError, AttributeError):
             pass  # no preprocessor_config.json: the base class's 0.5 stands, and the recipe may say better
+        size = size or image_size or 224
+        self.native_size = size[0] if isinstance(size, (list, tuple)) else size
+        self.image_size = image_size or self.native_size
         self.settle(part)
         with torch.no_grad():
             self.eval()
@@ -283,6 +304,8 @@ class HFText(TextTower):
 
     def save_tokenizer(self, folder: Path) -> None:
         self.tokenizer.model_max_length = self.context_length
+        if self.dual and not self.causal:  # SigLIP's reads its padding, and must not be given a mask
+            self.tokenizer.model_input_names = ["input_ids"]
         self.tokenizer.save_pretrained(folder)
 
     def as_library(self) -> nn.Module:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from crossmodal import recipe
 from crossmodal.cli import main
+from crossmodal.commands.exporting import stuck
 from crossmodal.errors import UserError
 from crossmodal.export import KINDS, TOLERANCE, export
 from crossmodal.loading import load
@@ -62,6 +63,13 @@ OUT = {
     "CLIPModel ← a CLIPModel": ("transformers", lambda d: dual(d / "bert", "clip")),
     "SiglipModel ← a SiglipModel": ("transformers", lambda d: dual(d / "bert", "siglip")),
     "VisionTextDualEncoder ← timm's ViT, open_clip's text": ("transformers", lambda d: (TIMM, WORDS)),
+    "VisionTextDualEncoder ← transformers' ConvNeXt, open_clip's text": (
+        "transformers",
+        lambda d: (
+            ImagePart(tower="hf:convnext", pretrained=False, kwargs={"hidden_sizes": [8, 8, 16, 32], "depths": [1, 1, 1, 1]}),
+            WORDS,
+        ),
+    ),
     "onnx ← timm's ViT, transformers' text": ("onnx", lambda d: (TIMM, bert(d / "bert"))),
     "onnx ← open_clip's two halves": ("onnx", lambda d: (VIT, WORDS)),
     "safetensors ← timm's ViT, transformers' text": ("safetensors", lambda d: (TIMM, bert(d / "bert"))),
@@ -193,3 +201,23 @@ def test_the_command_writes_a_card_and_a_refused_push_is_one_sentence(tiny, tmp_
     assert "me/mine: could not be pushed" in said and said.count("\n") == 1 and (tmp_path / "more" / "README.md").is_file()
     assert main(["export", str(run), "--to", "safetensors", "-o", str(tmp_path / "none"), "--push", "not a name"]) == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_names_its_place_comes_in_and_is_not_pushed(tmp_path, capsys):
+    """open_clip finds a text tower of transformers by a path in its configuration."""
+    out = tmp_path / "out"
+    model = made(ImagePart(tower="timm:test_efficientnet"), bert(tmp_path / "bert"))
+    export(model, "open_clip", out)
+    again = load(f"open_clip:{out}")
+    assert (again.encode_text(TEXTS) - model.encode_text(TEXTS)).abs().max() <= TOLERANCE
+    assert stuck(out) == "open_clip_config.json"
+
+
+def test_a_card_takes_no_recipe_that_only_lies_near(tmp_path, monkeypatch):
+    out = tmp_path / "oc"
+    export(made(none(VIT), none(WORDS)), "open_clip", out)
+    (tmp_path / "recipe.yaml").write_text("out: runs/other\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "open_clip:oc", "--to", "safetensors", "-o", "st"]) == 0
+    card = (tmp_path / "st" / "README.md").read_text()
+    assert "runs/other" not in card and "## Recipe" not in card and "\n# oc\n" in card

@@ -25,6 +25,11 @@ def test_a_tower_without_a_loss_is_refused(tiny):
         task.build(recipe.read(tiny, ["objectives.auxiliary={}"]))
 
 
+def test_a_frozen_tower_is_refused(tiny):
+    with pytest.raises(UserError, match=r"objectives\.auxiliary: model\.image is frozen"):
+        task.build(recipe.read(tiny, [LAVIT[0].replace("}}", "}, freeze: true}"), *LAVIT[1:]]))
+
+
 def test_unread_it_is_not_computed():
     from crossmodal.recipe import ImagePart
     from crossmodal.towers import build_image

@@ -14,7 +14,7 @@ from crossmodal.training.loop import fit
 from tests.conftest import metrics
 
 SMALL = {"width": 64, "little": 16, "depth": 2, "heads": 2, "patch_size": 16}
-TEACHER = {"teacher": "timm:test_vit"}  # of width 64, patches of 16
+TEACHER = {"teacher": "timm:test_vit", "teacher_pretrained": False}  # of width 64, patches of 16
 
 
 def layer(share=0.5):
@@ -106,6 +106,7 @@ def test_distillation_leaves_the_teacher_alone_and_out(tiny, tmp_path):
         ("big_little:huge", {}, "there is no such size; known are: small, tiny."),
         ("big_little:tiny", {"share": 0}, "share is 0; it is a share of the tokens"),
         ("big_little:tiny", {"teecher": "x"}, "does not take 'teecher' in kwargs; did you mean 'teacher'?"),
+        ("big_little:tiny", {"teacher": "timm:vit_tiny_patch16_224"}, "a teacher of random weights teaches nothing"),
         ("big_little:tiny", {"teacher": "timm:vit_small_patch16_224"}, "the teacher's tokens have 384 channels, the tower's 192"),
     ],
 )

@@ -389,3 +389,39 @@ def test_no_tower_is_known_by_its_name():
             assert not re.search(
                 r"(tower|part\.tower|\bref|model_name)\b.*(startswith|endswith|\bin\b|==)|(\bin|==) (self\.)?(part\.)?tower\b", text
             ), f"{file}, line {getattr(node, 'lineno', '?')}: {text}"
+
+
+def test_an_images_processor_says_size_and_shape(tmp_path):
+    """As SigLIP's and ViT's squash, and as a folder's own size is where its configuration has none."""
+    folder = write_config(tmp_path / "siglip", CONFIGS["siglip"])
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3).save_pretrained(folder)
+    tower = build_image(ImagePart(tower=f"hf:{folder}"), None)
+    assert (tower.resize, tower.image_size, tower.mean) == ("squash", 32, (0.1, 0.1, 0.1))
+    folder = write_config(tmp_path / "cvt", {"model_type": "cvt", "depth": [1, 2, 3], "embed_dim": [8, 16, 24], "num_heads": [1, 1, 2]})
+    transformers.CLIPImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
+    tower = build_image(ImagePart(tower=f"hf:{folder}"), None)
+    assert (tower.resize, tower.image_size) == ("shortest", 64)
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        (
+            ImagePart(tower="hf:vit", pretrained=False, kwargs={"hidden_sise": 32}),
+            "does not take 'hidden_sise' in kwargs; did you mean 'hidden_size'?",
+        ),
+        (ImagePart(tower="lavit:tiny", kwargs={"widths": [8, 16, 24, 33]}), "lavit:tiny: could not be built with kwargs"),
+        (ImagePart(tower="big_little:tiny", kwargs={"heads": 5}), "big_little:tiny: could not be built with kwargs"),
+        (ImagePart(tower="hf:bert", pretrained=False), "hf:bert: could not be built"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_one_sentence(part, sentence):
+    with pytest.raises(UserError) as caught:
+        build_image(part, 32)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_random_weights_of_transformers_are_made_for_the_pictures():
+    kwargs = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 2}
+    tower = build_image(ImagePart(tower="hf:swin", pretrained=False, kwargs=kwargs), 64).eval()
+    assert tower(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))["tokens"].shape[1] == 4

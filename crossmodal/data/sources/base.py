@@ -122,7 +122,7 @@ class Shards(Source):
     OPEN = 64  # shards that a process has open at once
 
     def __init__(self, kind: str, who: str, addresses: list[str], opens: Callable[[Path], Source], count: Callable[[str], int | None]):
-        self.who, self.kept, self.opens, self._count = kind, remote.Kept(), opens, count
+        self.kind, self.kept, self.opens, self._count = kind, remote.Kept(), opens, count
         self._said: set[int] = set()
         self._open: dict[tuple[int, int], Source] = {}  # (process, shard): files are not shared over a fork
         self.shards, counts, missing = [], [], []
@@ -141,7 +141,7 @@ class Shards(Source):
 
     def _held(self, address: str, stamp: str | None) -> int:
         """How many samples; what was noted or fetched of a file that has changed since is forgotten."""
-        note = self.kept.note(address, self.who)
+        note = self.kept.note(address, self.kind)
         known = files.read_json(note) if note.is_file() else None
         if known and (stamp is None or known["stamp"] in (stamp, None)):
             return known["samples"]
@@ -170,7 +170,7 @@ class Shards(Source):
         """A shard that holds more than it was counted for is said, once: this run's order cannot be changed any more."""
         expected = int(self.runs[number]) - (int(self.runs[number - 1]) if number else 0)
         if holds != expected:
-            self.kept.note(self.shards[number], self.who).unlink(missing_ok=True)
+            self.kept.note(self.shards[number], self.kind).unlink(missing_ok=True)
         if holds > expected and number not in self._said:
             self._said.add(number)
             text = f"holds {holds:,} samples where {expected:,} were promised; the others are seen when it is counted anew."

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from crossmodal import distributed, files
 from crossmodal.batch import Sample
 from crossmodal.data import pictures, remote
-from crossmodal.data.paths import pass_over
+from crossmodal.data.paths import expanded, pass_over
 from crossmodal.errors import UserError
 
 GLIMPSED = 64  # samples
@@ -213,6 +213,12 @@ class Shards(Source):
         key = f"{Path(address).stem}/{sample.key}" if sample.key == str(within) else sample.key
         # A shard's own numbering of classes is no other's: it counts where it is the whole source's.
         return replace(sample, key=key, label=None if shard.classes and shard.classes != self.classes else sample.label)
+
+
+def here_or_in_turn(cls: type[Source], path: str, **options: str) -> Source:
+    """The files that a path stands for, read where they are, or one by one as their turn comes (``cls.in_turn``) where some are remote."""
+    addresses = expanded(path)
+    return cls.in_turn(path, addresses, **options) if any(map(remote.is_remote, addresses)) else cls(path, **options)
 
 
 class First(Source):

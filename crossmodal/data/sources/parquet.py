@@ -11,8 +11,8 @@ import io
 from pathlib import Path
 
 from crossmodal.data import remote
-from crossmodal.data.paths import expanded, local
-from crossmodal.data.sources.base import Shards, Source
+from crossmodal.data.paths import local
+from crossmodal.data.sources.base import Shards, Source, here_or_in_turn
 from crossmodal.data.sources.hf import HubSource, quiet_without_a_terminal
 from crossmodal.errors import UserError
 
@@ -40,8 +40,7 @@ class ParquetSource(HubSource):
 
     @classmethod
     def open(cls, path: str, **options: str) -> Source:
-        addresses = expanded(path)
-        return cls.in_turn(path, addresses, **options) if any(map(remote.is_remote, addresses)) else cls(path, **options)
+        return here_or_in_turn(cls, path, **options)
 
     @classmethod
     def in_turn(cls, who: str, addresses: list[str], **options: str) -> Shards:

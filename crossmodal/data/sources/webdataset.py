@@ -20,8 +20,8 @@ import numpy as np
 
 from crossmodal.batch import Sample
 from crossmodal.data import remote, tars
-from crossmodal.data.paths import expanded, local
-from crossmodal.data.sources.base import Shards, Source
+from crossmodal.data.paths import local
+from crossmodal.data.sources.base import Shards, Source, here_or_in_turn
 from crossmodal.data.strings import Strings
 from crossmodal.errors import UserError
 
@@ -50,8 +50,7 @@ class TarSource(Source):
 
     @classmethod
     def open(cls, path: str, **options: str) -> Source:
-        addresses = expanded(path)
-        return cls.in_turn(path, addresses, **options) if any(map(remote.is_remote, addresses)) else cls(path, **options)
+        return here_or_in_turn(cls, path, **options)
 
     @classmethod
     def in_turn(cls, who: str, addresses: list[str], **options: str) -> Shards:

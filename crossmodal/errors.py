@@ -17,6 +17,12 @@ def in_short(error: BaseException, longest: int = 160) -> str:
     return f"{type(error).__name__}: {text[:longest]}{'…' if len(text) > longest else ''}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: ``did you mean 'steps'?``, or the names there are."""
     known = sorted(map(str, known))

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crossmodal import files
-from crossmodal.errors import UserError, in_short
+from crossmodal.errors import UserError, first_line, in_short
 from crossmodal.model import Model
 
 HALVES = ("image", "text")
@@ -61,7 +60,7 @@ def export(model: Model, kind: str, folder: Path, card: Callable[[dict[str, floa
 
 def _heads(model: Model) -> dict[str, Tensor | None]:
     """The model's projections [D, W] of image and text; None where a tower's own output is the embedding."""
-    return {half: None if (x := getattr(model, f"{half}_projection").state_dict().get("weight")) is None else x for half in HALVES}
+    return {half: getattr(model, f"{half}_projection").state_dict().get("weight") for half in HALVES}
 
 
 def _refuse_pooler(model: Model, kind: str) -> None:
@@ -96,7 +95,7 @@ def _open_clip(model: Model, folder: Path, pictures: Tensor, texts: list[str]) -
     resize = {"shortest": "shortest", "squash": "squash", "pad": "longest"}[model.image.resize]
     seen = {"mean": model.image.mean, "std": model.image.std, "interpolation": "bicubic", "resize_mode": resize, "size": model.image_size}
     seen |= {"fill_color": 255}  # what is padded is white
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": about, "preprocess_cfg": seen}, indent=2) + "\n")
+    files.write_json(folder / "open_clip_config.json", {"model_cfg": about, "preprocess_cfg": seen})
     save_file(_owned(state), folder / "open_clip_model.safetensors")
     place = f"local-dir:{folder.absolute()}"
     library = open_clip.create_model(place).eval()
@@ -210,8 +209,9 @@ def _onnx(model: Model, folder: Path, pictures: Tensor, texts: list[str]) -> Emb
                 verbose=False,
             )
         except Exception as error:  # the exporter raises what its passes raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"model.{half}: torch's exporter cannot trace {getattr(model.part, half).tower}: {reason}") from error
+            raise UserError(
+                f"model.{half}: torch's exporter cannot trace {getattr(model.part, half).tower}: {first_line(error)}"
+            ) from error
         runs = onnxruntime.InferenceSession(str(folder / f"{half}.onnx"), providers=["CPUExecutionProvider"])
         try:
             rows = [runs.run(None, {name: part.numpy()})[0] for part in (given[:1], given[1:])]  # the batch's size is free

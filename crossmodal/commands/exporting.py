@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from crossmodal.commands import common
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, first_line
 
 
 def export(options: argparse.Namespace) -> None:
@@ -78,9 +78,8 @@ def push(folder: Path, name: str) -> str:
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # the library raises its own, its network library's and the system's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name}: could not be pushed ({reason}); the folder {folder} is whole. Is there a token (hf auth login)?"
+            f"{name}: could not be pushed ({first_line(error)}); the folder {folder} is whole. Is there a token (hf auth login)?"
         ) from error
     return str(address)
 

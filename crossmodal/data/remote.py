@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from crossmodal import files, resources
-from crossmodal.errors import UserError
+from crossmodal.errors import UserError, first_line
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 PATIENCE = 20  # seconds without a byte until an address is given up
@@ -132,7 +132,7 @@ def _reported(address: str) -> Iterator[None]:
     except ConnectionError as error:
         raise error if address in str(error) else OSError(f"{address}: {error}") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise OSError(f"{address}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise OSError(f"{address}: {first_line(error)}") from error
     except Exception as error:  # the libraries of buckets raise classes of their own
         raise OSError(f"{address}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
 

@@ -11,8 +11,8 @@ from crossmodal.errors import UserError
 csv.field_size_limit(100_000_000)  # a caption may be long; what unpacks to more is no caption
 
 
-def table_rows(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, {column: field}) of every row below a header, whose most frequent one of comma, semicolon, bar and tab delimits.
+def read_table(table: Path, lines: Iterable[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """(columns, then (line number, {column: field}) of every row). The header's most frequent one of comma, semicolon, bar, tab delimits.
 
     Errors: ``UserError`` with the line, for a row that has more or fewer fields, and for a quotation mark that is never closed.
     """
@@ -20,6 +20,12 @@ def table_rows(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[st
     header = next(lines, "")
     delimiter = max(",\t;|", key=header.count)
     columns = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    if not columns:
+        raise UserError(f"{table}: is empty; its first line names the columns.")
+    return columns, _rows(table, lines, columns, delimiter)
+
+
+def _rows(table: Path, lines: Iterator[str], columns: list[str], delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     at = 2
     try:
@@ -32,5 +38,3 @@ def table_rows(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[st
             at = reader.line_num + 2
     except csv.Error as error:
         raise UserError(f"{table}, line {at}: {error}; is a quotation mark never closed, or not doubled inside a text?") from error
-    if not columns:
-        raise UserError(f"{table}: is empty; its first line names the columns.")

@@ -285,12 +285,29 @@ class TextTower(Tower):
         raise NotImplementedError
 
 
-def options_for(part: ImagePart | TextPart, known: dict[str, Any]) -> dict[str, Any]:
-    """What a tower of our own is built with: ``known``, its options and their values, and ``kwargs`` over them. Errors: ``UserError``."""
+def options_for(part: ImagePart | TextPart, sizes: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What a tower of our own is built with: the named one of ``sizes`` and ``more``, and ``kwargs`` over them.
+
+    Errors: ``UserError`` for a name or key that there is not, and for pretrained weights, of which there are none.
+    """
+    name = part.tower.partition(":")[2]
+    if name not in sizes:
+        raise UserError(f"{part.tower}: there is no such size; {nearest(name, sizes)}")
+    if part.pretrained:
+        raise UserError(f"{part.tower}: there are no pretrained weights of it.")
+    known = sizes[name] | more
     for key in part.kwargs:
         if key not in known:
             raise UserError(f"{part.tower}: does not take {key!r} in kwargs; {nearest(key, known)}")
     return {key: tuple(value) if isinstance(value := part.kwargs.get(key, usual), list) else value for key, usual in known.items()}
+
+
+def begin(module: nn.Module) -> None:
+    """A linear layer as ViTs begin theirs; for ``nn.Module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def widened(x: Tensor) -> Tensor:

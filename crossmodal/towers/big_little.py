@@ -28,9 +28,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from crossmodal import registry
-from crossmodal.errors import UserError, nearest
+from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart
-from crossmodal.towers.base import ImageTower, options_for, widened
+from crossmodal.towers.base import ImageTower, begin, options_for, widened
 
 SIZES = {
     "tiny": {"width": 192, "little": 48, "depth": 12, "heads": 3},
@@ -80,14 +80,9 @@ class BigLittle(ImageTower):
 
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__(part, image_size)
-        name = part.tower.partition(":")[2]
-        if name not in SIZES:
-            raise UserError(f"{part.tower}: there is no such size; {nearest(name, SIZES)}")
-        said = options_for(part, SIZES[name] | {"patch_size": 16, "share": 0.5, "teacher": None, "teacher_pretrained": None})
+        said = options_for(part, SIZES, patch_size=16, share=0.5, teacher=None, teacher_pretrained=None)
         if not 0 < said["share"] <= 1:
             raise UserError(f"{part.tower}: share is {said['share']}; it is a share of the tokens, over 0 and up to 1.")
-        if part.pretrained:
-            raise UserError(f"{part.tower}: there are no pretrained weights of it.")
         self.image_size, self.patch_size = image_size or 224, said["patch_size"]
         self.width = self.token_width = width = said["width"]
         self.teacher_part = ImagePart(tower=said["teacher"], pretrained=said["teacher_pretrained"]) if said["teacher"] else None
@@ -96,7 +91,7 @@ class BigLittle(ImageTower):
         self.position = nn.Parameter(torch.randn(1, self.embed.num_patches, width) * 0.02)
         self.layers = nn.ModuleList(Layer(width, said["little"], said["heads"], said["share"]) for _ in range(said["depth"]))
         self.norm = nn.LayerNorm(width)
-        self.apply(_begin)
+        self.apply(begin)
         self.fields = ("pooled", "tokens", "loss") if self.teacher_part else ("pooled", "tokens")
         self.settle(part)
 
@@ -131,10 +126,3 @@ class BigLittle(ImageTower):
         if wanted.shape[1] != tokens.shape[1]:
             raise UserError(f"{self.teacher_part.tower}: the teacher has {wanted.shape[1]} tokens, the tower {tokens.shape[1]}.")
         return 1 - F.cosine_similarity(widened(tokens), widened(wanted), dim=-1).mean(1)
-
-
-def _begin(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

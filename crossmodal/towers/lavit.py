@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from timm.models.pvt_v2 import Attention, Block, OverlapPatchEmbed
 from torch import Tensor, nn
 
-from crossmodal.errors import UserError, nearest
+from crossmodal.errors import UserError
 from crossmodal.recipe import ImagePart
-from crossmodal.towers.base import ImageTower, options_for, widened
+from crossmodal.towers.base import ImageTower, begin, options_for, widened
 
 SIZES = {
     "tiny": {"widths": (32, 64, 160, 256), "heads": (1, 2, 5, 8), "depths": (2, 2, 4, 4)},
@@ -137,10 +137,7 @@ class LaViT(ImageTower):
 
     def __init__(self, part: ImagePart, image_size: int | None):
         super().__init__(part, image_size)
-        name = part.tower.partition(":")[2]
-        if name not in SIZES:
-            raise UserError(f"{part.tower}: there is no such size; {nearest(name, SIZES)}")
-        sizes = options_for(part, SIZES[name] | {"computed": None})
+        sizes = options_for(part, SIZES, computed=None)
         widths, heads, depths = sizes["widths"], sizes["heads"], sizes["depths"]
         computed = sizes["computed"] or (*depths[:2], *(max(1, depth // 2) for depth in depths[2:]))
         if {len(widths), len(heads), len(depths), len(computed)} != {4}:
@@ -152,14 +149,12 @@ class LaViT(ImageTower):
         self.image_size = image_size or 224
         if self.image_size % 32:
             raise UserError(f"{part.tower}: data.image_size is {self.image_size}; the pyramid needs a multiple of 32.")
-        if part.pretrained:
-            raise UserError(f"{part.tower}: there are no pretrained weights of it.")
         from_heads = [None, None, None, heads[2]]
         self.stages = nn.ModuleList(
             Stage(n, (3, *widths)[n], widths[n], heads[n], depths[n], computed[n], self.image_size // 4 // 2**n, from_heads[n])
             for n in range(4)
         )
-        self.apply(_begin)
+        self.apply(begin)
         self.width = self.token_width = widths[-1]
         self.fields = ("pooled", "tokens", "loss") if computed != depths else ("pooled", "tokens")
         self.losing = False
@@ -175,9 +170,3 @@ class LaViT(ImageTower):
             x = tokens.transpose(1, 2).unflatten(-1, (stage.side, stage.side))  # [B, C, S, S]
         out = {"pooled": tokens.mean(1), "tokens": tokens}
         return out | ({"loss": torch.stack(unlike).mean(0)} if unlike else {})
-
-
-def _begin(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

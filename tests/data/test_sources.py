@@ -265,6 +265,7 @@ def test_a_text_that_is_damaged_costs_no_more_than_itself(tmp_path, members, cap
         ("csv:", "names no file"),
         ("{d}/p.csv?limit=\u00b2", "limit is a number of samples"),
         ("{d}/empty.csv", "its first line names the columns"),
+        ("{d}/header.csv", "has no column 'filepath'"),
         ("{d}/nul.csv", "does not exist"),
     ],
 )
@@ -272,6 +273,7 @@ def test_more_mistakes_are_one_sentence(tmp_path, spec, sentence):
     (tmp_path / "p.csv").write_text("filepath,title\na,b\n")
     (tmp_path / "nul.csv").write_text("filepath,title\na\0b.jpg,b\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("file,title\n")
     with pytest.raises(UserError, match=sentence) as caught:
         open_source(spec.format(d=tmp_path))
     assert "\n" not in str(caught.value)

@@ -42,6 +42,15 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
+SIGLIP_TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 30522,
+    "max_position_embeddings": 16,
+    "projection_size": 32,
+}
 CONFIGS = {
     "bert": {
         "model_type": "bert",
@@ -67,32 +76,10 @@ CONFIGS = {
         },
         "vision_config": VISION,
     },
-    "siglip": {
-        "model_type": "siglip",
-        "text_config": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "vocab_size": 30522,
-            "max_position_embeddings": 16,
-            "projection_size": 32,
-        },
-        "vision_config": VISION,
-    },
+    "siglip": {"model_type": "siglip", "text_config": SIGLIP_TEXT, "vision_config": VISION},
     "siglip2": {
         "model_type": "siglip2",
-        "text_config": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "vocab_size": 30522,
-            "max_position_embeddings": 16,
-            "projection_size": 32,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
+        "text_config": SIGLIP_TEXT | {"bos_token_id": None, "eos_token_id": None},
         "vision_config": {k: v for k, v in VISION.items() if k != "image_size"} | {"num_patches": 16},
     },
 }

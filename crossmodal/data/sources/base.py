@@ -60,7 +60,7 @@ class Source:
         length, seen = len(self), hashlib.blake2b(digest_size=12)
         for index in sorted({n * (length - 1) // (GLIMPSED - 1) for n in range(GLIMPSED)}) if self.runs is None else ():
             try:
-                sample = self[index]
+                sample = self.identity(index)
                 seen.update(repr((index, sample.key, sample.captions, len(sample.image))).encode("utf-8", "replace"))
             except OSError:
                 seen.update(repr((index, None)).encode())

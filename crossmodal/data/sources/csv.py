@@ -12,7 +12,7 @@ from crossmodal.batch import Sample
 from crossmodal.data import pictures
 from crossmodal.data.sources.base import Source
 from crossmodal.data.strings import Groups, Strings
-from crossmodal.data.tables import table_rows
+from crossmodal.data.tables import read_table
 from crossmodal.errors import UserError, nearest
 
 ENDINGS = (".csv", ".tsv")
@@ -27,13 +27,12 @@ class CsvSource(Source):
         if not table.is_file():
             raise UserError(f"{path}: no such file.")
         captions: dict[str, str | list[str]] = {}  # most have one, which needs no list
-        checked, lone = False, 0
+        lone = 0
         try:
             with table.open(encoding="utf-8-sig", newline="") as lines:
-                for _, row in table_rows(table, lines):
-                    if not checked:
-                        _check(path, image, caption, list(row))
-                        checked = True
+                columns, rows = read_table(table, lines)
+                _check(path, image, caption, columns)
+                for _, row in rows:
                     said = row[caption].strip() if row[image] else ""
                     if not said:
                         lone += 1

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crossmodal.data.sources.base import Listed
-from crossmodal.data.tables import table_rows
+from crossmodal.data.tables import read_table
 from crossmodal.errors import UserError
 
 FOLDERS = ("metadata.csv", "metadata.jsonl")
@@ -42,7 +42,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             if table.suffix == ".csv":
-                yield from table_rows(table, lines)
+                yield from read_table(table, lines)[1]
                 return
             for number, line in enumerate(lines, 1):
                 if line.strip():

@@ -18,7 +18,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_notebook_runs(monkeypatch):
+def test_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("QUICKSTART_STEPS", "4")
     monkeypatch.setenv("QUICKSTART_LIMIT", "300")
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)

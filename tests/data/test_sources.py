@@ -120,7 +120,8 @@ def test_shared_shards():
         (lambda d: d / "column.csv", "has no column 'filepath' (its columns: file, title); did you mean 'file'?"),
         (lambda d: d / "gone.csv", "names the picture 'no.jpg'"),
         (lambda d: f"csv:{d}/column.csv?imgae=file", "the format 'csv' has no option 'imgae'; did you mean 'image'?"),
-        (lambda d: d / "latin.csv", "latin.csv: not UTF-8 text (byte 15)"),
+        (lambda d: d / "latin.csv", "latin.csv, line 2: not UTF-8 text."),
+        (lambda d: d / "wide.csv", "wide.csv, line 1: not UTF-8 text."),
         (lambda d: d / "cut.tar", "cut.tar: not a whole tar file"),
         (lambda d: d / "only-pictures.tar", "holds no picture with its text"),
         (lambda d: "emoji:noto", "there is no such style; known are: openmoji, twemoji."),
@@ -131,6 +132,7 @@ def test_a_mistake_is_one_sentence(tmp_path, tar_file, make, sentence):
     (tmp_path / "column.csv").write_text("file,title\na.jpg,b\n")
     (tmp_path / "gone.csv").write_text("filepath,title\nno.jpg,b\n")
     (tmp_path / "latin.csv").write_bytes("filepath,title\né.jpg,b\n".encode("latin-1"))
+    (tmp_path / "wide.csv").write_text("filepath,title\na.jpg,b\n", encoding="utf-16")
     whole = tar_file.read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 - 100])
     write_tar(tmp_path / "only-pictures.tar", {"0.png": encoded(shape("red", "cross"))})
@@ -151,6 +153,19 @@ def test_a_tar_cut_anywhere_is_refused_or_whole(tar_file, tmp_path, cut):
         assert "not a whole tar file" in str(error)
     else:
         assert len(source) == 12
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.5, 0.8])
+def test_half_a_shard_among_others_costs_what_is_missing_and_pairs_nothing_wrongly(tar_file, tmp_path, capsys, share):
+    data = tar_file.read_bytes()
+    for name, length in (("0.tar", len(data)), ("1.tar", int(len(data) * share)), ("2.tar", len(data))):
+        (tmp_path / name).write_bytes(data[:length])
+    with tarfile.open(tar_file) as tar:
+        stand = [m.name.partition(".")[0] for m in tar if m.offset_data + m.size <= len(data) * share]
+    whole, source = open_source(str(tar_file)), open_source(f"{tmp_path}/{{0..2}}.tar")
+    here = [whole[n] for n in range(len(whole))]
+    assert [source[n] for n in range(len(source))] == here + here[: max(0, len(set(stand)) - 1)] + here
+    assert "1 ends of shards that are not whole (1.tar; download them again)" in capsys.readouterr().err
 
 
 def test_links_in_a_tar_are_not_followed(tmp_path):
@@ -192,6 +207,22 @@ def test_what_is_passed_over_is_said(pairs, tmp_path, capsys):
     assert len(open_source(str(table))) == 1
     assert "passed over 2 rows without a caption" in capsys.readouterr().err
     table.unlink()
+
+
+def test_rows_that_are_no_text_cost_no_more_than_themselves(tmp_path, capsys):
+    shape("red", "circle").save(tmp_path / "a.png")
+    rows = ["a.png,a circle", "a.png,caf\u00e9", "a.png,\u5186"]
+    for name, header in (("t.csv", "filepath,title"), ("metadata.csv", "file_name,text")):
+        lines = [header.encode(), rows[0].encode(), rows[1].encode("latin-1"), rows[2].encode()]
+        (tmp_path / name).write_bytes(b"\n".join(lines) + b"\n")
+        source = open_source(str(tmp_path / name) if name == "t.csv" else f"metadata:{tmp_path}")
+        assert source[0].captions == ("a circle", "\u5186")
+        assert "passed over 1 rows that are not UTF-8 text (the first in line 3)" in capsys.readouterr().err
+    (tmp_path / "metadata.csv").unlink()
+    half = b'{"file_name": "a.png", "text": "half \\ud83d"}\n{"file_name": "a.png", "text": "caf\xe9"}\n'
+    (tmp_path / "metadata.jsonl").write_bytes(half)
+    source = open_source(f"metadata:{tmp_path}")
+    assert source[0].captions == ("half \ufffd",) and list(source.left_out.values()) == [1]
 
 
 @pytest.mark.parametrize(

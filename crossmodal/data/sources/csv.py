@@ -12,7 +12,7 @@ from crossmodal.batch import Sample
 from crossmodal.data import pictures
 from crossmodal.data.sources.base import Source
 from crossmodal.data.strings import Groups, Strings
-from crossmodal.data.tables import read_table
+from crossmodal.data.tables import is_text, not_text, opened, read_table
 from crossmodal.errors import UserError, nearest
 
 ENDINGS = (".csv", ".tsv")
@@ -27,21 +27,20 @@ class CsvSource(Source):
         if not table.is_file():
             raise UserError(f"{path}: no such file.")
         captions: dict[str, str | list[str]] = {}  # most have one, which needs no list
-        lone = 0
-        try:
-            with table.open(encoding="utf-8-sig", newline="") as lines:
-                columns, rows = read_table(table, lines)
-                _check(path, image, caption, columns)
-                for _, row in rows:
-                    said = row[caption].strip() if row[image] else ""
-                    if not said:
-                        lone += 1
-                        continue
+        lone, other = 0, []
+        with opened(table) as lines:
+            columns, rows = read_table(table, lines)
+            _check(path, image, caption, columns)
+            for number, row in rows:
+                said = row[caption].strip() if row[image] else ""
+                if not said:
+                    lone += 1
+                elif not is_text(row[image], said):
+                    other.append(number)
+                else:
                     before = captions.get(row[image], [])
                     captions[row[image]] = [*([before] if isinstance(before, str) else before), said] if before else said
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from error
-        self.left_out = {"rows without a caption": lone} if lone else {}
+        self.left_out = ({"rows without a caption": lone} if lone else {}) | not_text(table, other, bool(captions))
         self.root = table.parent
         self.names = Strings(captions)
         self.captions = Groups([said] if isinstance(said, str) else said for said in captions.values())

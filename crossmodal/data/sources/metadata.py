@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crossmodal.data.sources.base import Listed
-from crossmodal.data.tables import read_table
+from crossmodal.data.tables import is_text, not_text, opened, read_table
 from crossmodal.errors import UserError
 
 FOLDERS = ("metadata.csv", "metadata.jsonl")
@@ -26,32 +26,34 @@ class MetadataSource(Listed):
         if table is None:
             raise UserError(f"{path}: holds neither {' nor '.join(FOLDERS)}.")
         captions: dict[str, list[str]] = {}
+        other = []
         for number, row in _rows(table):
             column = caption or next((name for name in CAPTIONS if name in row), None)
             if "file_name" not in row or column not in row:
                 wanted = caption or "or ".join(f"{name!r} " for name in CAPTIONS[:2]).strip()
                 raise UserError(f"{table}, line {number}: lacks file_name or {wanted} (it has: {', '.join(map(str, row))}).")
             said = row[column] if isinstance(row[column], list) else [row[column]]
+            if not is_text(row["file_name"], *said):
+                other.append(number)
+                continue
             captions.setdefault(str(row["file_name"]), []).extend(c.strip() for c in said if isinstance(c, str) and c.strip())
         self.keep((name, name, tuple(said)) for name, said in captions.items())
+        self.left_out |= not_text(table, other, bool(captions))
         self.check_first(str(table))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict]]:
     """(line number, row) of a CSV or of lines of JSON. Errors: ``UserError`` with the line."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            if table.suffix == ".csv":
-                yield from read_table(table, lines)[1]
-                return
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:
-                        raise UserError(f"{table}, line {number}: is no JSON ({error}).") from error
-                    if not isinstance(row, dict):
-                        raise UserError(f"{table}, line {number}: is no mapping.")
-                    yield number, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{table}: not UTF-8 text (byte {error.start}).") from error
+    with opened(table) as lines:
+        if table.suffix == ".csv":
+            yield from read_table(table, lines)[1]
+            return
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{table}, line {number}: is no JSON ({error}).") from error
+                if not isinstance(row, dict):
+                    raise UserError(f"{table}, line {number}: is no mapping.")
+                yield number, row

@@ -71,20 +71,27 @@ class TarSource(Source):
         pictures, texts = set(PICTURES), set(TEXTS)
         keys: list[str] = []
         without: Counter[str] = Counter()
+        cut: list[str] = []
         shard_of, starts, kinds, places = array("i"), array("q", [0]), array("b"), array("q")
         for number, shard in enumerate(self.shards):
             found: list[tuple[str, dict[str, tuple[int, int]]]] = []
             newest: dict[str, dict[str, tuple[int, int]]] = {}  # of each key: one that comes again begins another sample
-            for name, offset, size in tars.members(shard):
-                folder, _, file = name.rpartition("/")
-                key, _, extension = file.partition(".")
-                extension = extension.lower()
-                if extension in KINDS:
-                    key = f"{folder}/{key}" if folder else key
-                    if key not in newest or extension in newest[key]:
-                        newest[key] = {}
-                        found.append((key, newest[key]))
-                    newest[key][extension] = (offset, size)
+            try:
+                for name, offset, size in tars.members(shard):
+                    folder, _, file = name.rpartition("/")
+                    key, _, extension = file.partition(".")
+                    extension = extension.lower()
+                    if extension in KINDS:
+                        key = f"{folder}/{key}" if folder else key
+                        if key not in newest or extension in newest[key]:
+                            newest[key] = {}
+                            found.append((key, newest[key]))
+                        newest[key][extension] = (offset, size)
+            except UserError:
+                if len(self.shards) == 1:
+                    raise
+                cut.append(shard.name)
+                found = found[:-1]  # of the last one, something may be missing
             for key, members in found:
                 if not members.keys() & texts:
                     without["pictures without a text"] += 1
@@ -97,6 +104,9 @@ class TarSource(Source):
                         kinds.append(KINDS[extension])
                         places.extend(place)
                     starts.append(len(kinds))
+        if cut:
+            more = f" and {len(cut) - 1:,} more" if len(cut) > 1 else ""
+            without[f"ends of shards that are not whole ({cut[0]}{more}; download them again)"] = len(cut)
         self.keys, self.left_out = Strings(keys), dict(without)
         self._shard, self._starts = np.frombuffer(shard_of, np.int32), np.frombuffer(starts, np.int64)
         self._kinds, self._places = np.frombuffer(kinds, np.int8), np.frombuffer(places, np.int64).reshape(-1, 2)

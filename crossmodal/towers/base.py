@@ -107,16 +107,32 @@ class Tower(nn.Module):
 def blocks(net: nn.Module) -> list[nn.Module]:
     """The repeated layers, in order: what gradient checkpointing, sharding and compilation take one by one.
 
-    Those are the children of the outermost lists of modules of one kind, each with several parts that have parameters.
+    Those are the children of the outermost lists of modules of one kind, each with several parts that have parameters; where a list of
+    blocks is nearly all of such a child (a pyramid's stage), the blocks.
     """
     found: list[nn.Module] = []
+    seen: set[nn.Module] = set()
     for module in net.modules():
-        children = list(module.children())
-        of_one_kind = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(c) for c in children}) == 1
-        inside = any(module is m for block in found for m in block.modules())
-        if of_one_kind and not inside and all(sum(1 for m in c.modules() if any(True for _ in m.parameters(False))) > 1 for c in children):
-            found += children
+        if module not in seen and _is_list(module):
+            found += [block for child in module.children() for block in _blocks_of_stage(child)]
+            seen |= set(module.modules())
     return found
+
+
+def _is_list(module: nn.Module) -> bool:
+    children = list(module.children()) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
+    layered = all(sum(1 for m in c.modules() if any(True for _ in m.parameters(False))) > 1 for c in children)
+    return len({type(c) for c in children}) == 1 and layered
+
+
+def _blocks_of_stage(stage: nn.Module) -> list[nn.Module]:
+    most = 0.8 * _size(stage)
+    inner = next((m for m in stage.modules() if _is_list(m) and _size(m) > most), None)
+    return [stage] if inner is None else [block for child in inner.children() for block in _blocks_of_stage(child)]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _again(block: nn.Module, forward: Callable) -> Callable:

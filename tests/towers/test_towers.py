@@ -302,19 +302,23 @@ def test_a_tokenizer_without_marks_is_given_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "size"),
+    ("part", "size", "count"),
     [
-        (ImagePart(tower="timm:vit_tiny_patch16_224", kwargs={"depth": 3}), 32),
-        (ImagePart(tower="timm:swin_tiny_patch4_window7_224", kwargs={"depths": [1, 1, 2, 1], "embed_dim": 24}), 224),
-        (ImagePart(tower="open_clip:ViT-B-32", projection="none", kwargs={"layers": 3, "width": 64}), 32),
-        (ImagePart(tower="lavit:tiny", kwargs={"depths": [1, 1, 2, 1], "computed": [1, 1, 1, 1]}), 64),
+        (ImagePart(tower="timm:vit_tiny_patch16_224", kwargs={"depth": 3}), 32, 3),
+        (ImagePart(tower="timm:vit_tiny_patch16_224", kwargs={"depth": 3, "block_fn": "ParallelThingsBlock"}), 32, 3),
+        (ImagePart(tower="timm:swin_tiny_patch4_window7_224", kwargs={"depths": [1, 1, 2, 1], "embed_dim": 24}), 224, 5),
+        (ImagePart(tower="timm:tf_efficientnet_lite0"), 64, 16),
+        (ImagePart(tower="timm:convnext_atto", kwargs={"depths": [1, 1, 2, 1], "dims": [8, 8, 16, 16]}), 64, 5),
+        (ImagePart(tower="open_clip:ViT-B-32", projection="none", kwargs={"layers": 3, "width": 64}), 32, 3),
+        (ImagePart(tower="lavit:tiny", kwargs={"depths": [1, 1, 2, 1], "computed": [1, 1, 1, 1]}), 64, 5),
     ],
 )
-def test_depths_rise_from_input_to_output(part, size):
+def test_depths_rise_from_input_to_output(part, size, count):
     tower = build_image(part, size)
     depths = tower.depths()
     assert depths.keys() == dict(tower.named_parameters()).keys()
     number = len(blocks(tower))
+    assert number == count, "a pyramid's blocks are counted one by one"
     assert set(range(1, number + 1)) <= set(depths.values()) <= set(range(number + 2))
     for name, depth in depths.items():
         if "pos_embed" in name or "conv1" in name or "class_embedding" in name or "patch_embed" in name:

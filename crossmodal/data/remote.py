@@ -30,6 +30,8 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 PATIENCE = 20  # seconds without a byte until an address is given up
 TRIES = 3
 AGAIN = 60.0  # seconds that an address stays given up
+#: What the libraries of buckets call a file's tag, date and length.
+TOLD = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created", "size")
 DISK = 50  # GB of fetched files that are kept, unless $CROSSMODAL_CACHE_GB says otherwise
 
 
@@ -59,15 +61,19 @@ def tail(address: str, size: int) -> bytes:
 
 
 def stamp(address: str) -> str | None:
-    """A file's tag, date and length, as a web server tells them without sending it; None where it does not."""
-    if urlsplit(address).scheme.lower() not in ("http", "https"):
-        return None
+    """A file's tag, date and length, as a web server or bucket tells them without sending it; None where it does not."""
     try:
-        with urlopen(Request(address, headers={"User-Agent": "crossmodal"}, method="HEAD"), timeout=PATIENCE) as answer:
-            told = [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
-    except (OSError, HTTPException, ValueError):
+        if urlsplit(address).scheme.lower() in ("http", "https"):
+            with urlopen(Request(address, headers={"User-Agent": "crossmodal"}, method="HEAD"), timeout=PATIENCE) as answer:
+                told, names = answer.headers, ("ETag", "Last-Modified", "Content-Length")
+        else:
+            import fsspec
+
+            system, path = fsspec.url_to_fs(address)
+            told, names = system.info(path), TOLD
+    except Exception:  # the libraries of buckets raise classes of their own; whoever reads the file will be told
         return None
-    return " ".join(filter(None, told)) or None
+    return " ".join(str(told[name]) for name in names if told.get(name)) or None
 
 
 def listed(pattern: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -24,11 +25,11 @@ def is_text(*fields: object) -> bool:
     return not any(isinstance(field, str) and not field.isascii() and ESCAPED.search(field) for field in fields)
 
 
-def not_text(table: Path, lines: list[int], others: bool) -> dict[str, int]:
+def not_text(table: Path, lines: list[int], others: bool) -> Counter[str]:
     """What is said of rows that were passed over because they are not UTF-8. Errors: ``UserError`` where there are no others."""
     if lines and not others:
         raise UserError(f"{table}, line {lines[0]}: not UTF-8 text.")
-    return {f"rows that are not UTF-8 text (the first in line {lines[0]})": len(lines)} if lines else {}
+    return Counter({f"rows that are not UTF-8 text (the first in line {lines[0]})": len(lines)} if lines else ())
 
 
 def read_table(table: Path, lines: Iterable[str]) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:

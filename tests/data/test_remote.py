@@ -217,6 +217,9 @@ def test_other_schemes_go_through_fsspec(shards):
     for spec in ("wds:memory://bucket/{0..1}.tar", "wds:memory://bucket/*.tar"):
         source = open_source(spec)
         assert [source[n].captions for n in range(12)] == [(f"number {n}",) for n in range(12)]
+    memory.pipe("/bucket/1.tar", (shards / "2.tar").read_bytes())
+    source = open_source("wds:memory://bucket/{0..1}.tar")
+    assert source[5].captions == ("number 12",), "a file that changed is fetched anew"
 
 
 def test_a_data_set_of_the_library_streams(shards):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,7 @@ class Listed(Source):
         found = list(found)
         self.samples = [each for each in found if each[2]]
         lone = len(found) - len(self.samples)
-        self.left_out = {"pictures without a caption": lone} if lone else {}
+        self.left_out = +Counter({"pictures without a caption": lone})
 
     def check_first(self, who: str) -> None:
         """Tell a wrong folder at once, not after an epoch of warnings. Errors: ``UserError``."""

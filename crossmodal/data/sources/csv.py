@@ -6,6 +6,7 @@ that name the same picture are one sample with several captions.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from crossmodal.batch import Sample
@@ -40,7 +41,7 @@ class CsvSource(Source):
                 else:
                     before = captions.get(row[image], [])
                     captions[row[image]] = [*([before] if isinstance(before, str) else before), said] if before else said
-        self.left_out = ({"rows without a caption": lone} if lone else {}) | not_text(table, other, bool(captions))
+        self.left_out = +Counter({"rows without a caption": lone}) | not_text(table, other, bool(captions))
         self.root = table.parent
         self.names = Strings(captions)
         self.captions = Groups([said] if isinstance(said, str) else said for said in captions.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from crossmodal.batch import Sample
@@ -22,7 +23,7 @@ class PairedSource(Source):
         found = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in PICTURES)
         self.files = [file for file in found if file.with_suffix(".txt").is_file()]
         lone = len(found) - len(self.files)
-        self.left_out = {"pictures without a text": lone} if lone else {}
+        self.left_out = +Counter({"pictures without a text": lone})
         if not self.files:
             raise UserError(f"{path}: holds no picture with its text; a.jpg goes with a.txt.")
 

@@ -6,8 +6,8 @@ linear predictor scores the N tokens X [N, C], the K best go through the big (pe
 
     s = softmax(X W_s)                     [N], importance
     S = the K tokens of the largest s
-    x_i ← x_i + E(X)_i                                       for every i
-    x_i ← x_i + N s_i P(x_i; X)                              for i in S
+    x_i ← x_i + E(X)_i                                       for i not in S
+    x_i ← x_i + N s_i P(x_i; X) + γ E(X)_i                   for i in S, γ [C] learned from 1e-4 on (fusion)
 
 P is a ViT's block in which only the tokens of S ask, while all answer (semi-cross attention: queries of S, keys and values of X), so that
 nothing is lost to those that matter. E is a narrow block, between projections down from C and up to it. Training adds feature
@@ -63,6 +63,7 @@ class Layer(nn.Module):
         self.big = Performance(width, heads, qkv_bias=True)
         self.down, self.up = nn.Linear(width, little), nn.Linear(little, width)
         self.little = Block(little, max(1, heads * little // width), qkv_bias=True)
+        self.gamma = nn.Parameter(torch.full((width,), 1e-4))
 
     def forward(self, x: Tensor) -> Tensor:
         known = self.norm(x)
@@ -70,8 +71,10 @@ class Layer(nn.Module):
         best, self.chosen = importance.topk(max(1, round(self.share * x.shape[1])), dim=1)
         rows = self.chosen.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # [B, K, C]
         weighed = best.unsqueeze(-1) * self.big(x.gather(1, rows), x)
-        out = x + self.up(self.little(self.down(known)))
-        return out.scatter_add(1, rows, weighed.to(out.dtype))
+        small = self.up(self.little(self.down(known)))  # [B, N, C]
+        fused = weighed + (self.gamma - 1) * small.gather(1, rows)  # E's word was added whole
+        out = x + small
+        return out.scatter_add(1, rows, fused.to(out.dtype))
 
 
 class BigLittle(ImageTower):

@@ -26,6 +26,8 @@ def layer(share=0.5):
 
 def test_a_layer_is_the_equations():
     made, x = layer(), torch.randn(2, 6, 16)
+    assert (made.gamma == 1e-4).all(), "the big block's tokens begin without the little one's word"
+    torch.nn.init.normal_(made.gamma)
     out = made(x)
     for b in range(2):
         known = made.norm(x[b])
@@ -34,7 +36,7 @@ def test_a_layer_is_the_equations():
         assert set(made.chosen[b].tolist()) == set(best)
         low = made.little(made.down(known)[None])[0]
         for i in range(6):
-            wanted = x[b, i] + made.up(low[i])
+            wanted = x[b, i] + (made.gamma if i in best else 1) * made.up(low[i])
             if i in best:
                 wanted = wanted + 6 * importance[i] * performed(made.big, x[b], i)
             assert torch.allclose(out[b, i], wanted, atol=1e-5), (b, i)
